@@ -1,0 +1,50 @@
+# Daguerre's verbs. `make help` lists them; each sets up .venv by itself, once.
+.DEFAULT_GOAL := help
+.PHONY: help setup serve dev test test-long test-gpu lint format bench bench-gpu clean
+
+python := .venv/bin/python
+
+.venv/ready: pyproject.toml tools/setup.sh
+	@tools/setup.sh
+
+help: ## list these verbs
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: .venv/ready ## make .venv with everything in it
+
+serve: .venv/ready ## start the server on http://127.0.0.1:8000 with the embedded model
+	@exec .venv/bin/daguerre serve $(ARGS)
+
+dev: .venv/ready ## the same, started again at each change of the sources
+	@exec .venv/bin/daguerre serve --reload $(ARGS)
+
+test: .venv/ready ## every test that needs neither GPU nor network (at most 15 minutes on 2 cores)
+	$(python) -m pytest -m "not long and not gpu" $(ARGS)
+
+test-long: .venv/ready ## the heavier suites too
+	$(python) -m pytest -m "not gpu" --timeout 3600 $(ARGS)
+
+test-gpu: .venv/ready ## the tests that need an accelerator
+	$(python) -m pytest -m gpu $(ARGS)
+
+lint: .venv/ready ## ruff, mypy --strict, the import law, spelling
+	$(python) -m ruff check .
+	$(python) -m ruff format --check .
+	$(python) -m mypy
+	.venv/bin/lint-imports
+	.venv/bin/codespell
+
+format: .venv/ready ## mend what ruff can mend
+	$(python) -m ruff format .
+	$(python) -m ruff check --fix .
+
+bench: .venv/ready ## run the benchmarks that need no GPU; results go to benchmarks/results/
+	$(python) -m benchmarks $(ARGS)
+
+bench-gpu: .venv/ready ## the benchmarks of real model sizes, on a GPU
+	$(python) -m benchmarks --gpu $(ARGS)
+
+clean: ## remove .venv, caches and pictures
+	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+	find outputs -type f ! -name .gitkeep -delete

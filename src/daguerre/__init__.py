@@ -1,0 +1,28 @@
+"""Daguerre: a self-hosted image-generation server."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from daguerre.engine import Engine
+    from daguerre.recipe import Draft, Recipe
+    from daguerre.studio import Studio
+
+__version__ = "0.1.0"
+
+__all__ = ["Draft", "Engine", "Recipe", "Studio"]
+
+_HOMES = {
+    "Draft": "daguerre.recipe",
+    "Engine": "daguerre.engine",
+    "Recipe": "daguerre.recipe",
+    "Studio": "daguerre.studio",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """The public names, imported when they are first used: the command's port is to be open in well under a second."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'daguerre' has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(_HOMES[name]), name)

@@ -1,0 +1,5 @@
+"""``python -m daguerre`` is the command ``daguerre``."""
+
+from daguerre.cli import main
+
+main()

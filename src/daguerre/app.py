@@ -1,0 +1,88 @@
+"""Owns the composition: every part is made and joined here, and ended here."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+
+from daguerre import catalog as catalogs
+from daguerre.engine import Engine, Event
+from daguerre.errors import DaguerreError
+from daguerre.http import problems
+from daguerre.http.gate import BodyLimit, HostCheck, RequestId
+from daguerre.http.routes import ROUTES
+from daguerre.http.state import State
+from daguerre.jobs.dispatch import Dispatch
+from daguerre.jobs.hub import Hub
+from daguerre.jobs.queue import Queue
+from daguerre.jobs.service import JobService
+from daguerre.settings import Settings
+from daguerre.store.files import Files
+
+#: Threads that encode pictures and parse large bodies.
+CODEC_THREADS = 2
+
+
+class Daguerre(Starlette):
+    """The application; ``drain`` is for the server that runs it."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._service: JobService | None = None
+        super().__init__(
+            routes=ROUTES,
+            lifespan=self._lifespan,
+            middleware=[
+                Middleware(RequestId),
+                Middleware(HostCheck, allowed=(settings.host, *settings.allowed_hosts)),
+                Middleware(BodyLimit, limit=settings.body_limit),
+            ],
+            exception_handlers={
+                DaguerreError: problems.on_error,
+                HTTPException: problems.on_error,
+                Exception: problems.on_error,
+            },
+        )
+        # A redirect would be built from the Host header.
+        self.router.redirect_slashes = False
+
+    async def drain(self) -> None:
+        """Takes no more jobs and sees those at hand to their end, within the grace time."""
+        if self._service is not None:
+            await self._service.drain(self._settings.grace_timeout)
+
+    @contextlib.asynccontextmanager
+    async def _lifespan(self, _app: Starlette) -> AsyncIterator[State]:
+        settings = self._settings
+        catalog = catalogs.read(settings.weights, settings.default_model)
+        files = Files(settings.outputs)
+        files.sweep()
+        loop = asyncio.get_running_loop()
+
+        def emit(event: Event) -> None:  # on the engine thread
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to tell
+                loop.call_soon_threadsafe(dispatch.receive, event)
+
+        engine = Engine(emit, settings.device, settings.dtype)
+        service = JobService(
+            catalog,
+            Queue(settings.queue_limit),
+            Hub(),
+            engine.cancel,
+            job_timeout=settings.job_timeout,
+            result_ttl=settings.result_ttl,
+        )
+        with ThreadPoolExecutor(CODEC_THREADS, thread_name_prefix="daguerre-codec") as codec:
+            dispatch = Dispatch(service, engine, files, codec)
+            self._service = service
+            engine.start(preload=catalog.model())
+            feeding = loop.create_task(dispatch.feed())
+            yield State(settings=settings, service=service, dispatch=dispatch, files=files, codec=codec)
+            feeding.cancel()
+            await asyncio.gather(feeding, return_exceptions=True)
+            # The engine is a daemon: one that hangs in a device call does not hold the exit.
+            await asyncio.to_thread(engine.close, 5.0)

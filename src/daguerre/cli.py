@@ -1,0 +1,166 @@
+"""Owns the command: serve, generate, doctor, config."""
+
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from daguerre import recipe
+from daguerre import settings as configuration
+from daguerre.errors import DaguerreError, InvalidRecipe, SettingsError
+from daguerre.settings import Settings
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+FAILED, WRONG_USE = 1, 2
+
+Config = Annotated[Path | None, typer.Option(help="A daguerre.toml; the one in this folder is the default.")]
+ModelName = Annotated[str | None, typer.Option("--model", help="A model of the catalogue.")]
+Device = Annotated[str | None, typer.Option(help="auto, cuda, cuda:N, mps or cpu.")]
+Weights = Annotated[Path | None, typer.Option(help="The folder of models.")]
+Outputs = Annotated[Path | None, typer.Option(help="The folder for pictures.")]
+
+
+def main() -> None:
+    """Runs the command; a wrong setting is told in one line, without a traceback."""
+    try:
+        app()
+    except (SettingsError, InvalidRecipe) as error:
+        _stop(str(error), WRONG_USE)
+    except DaguerreError as error:
+        _stop(str(error), FAILED)
+
+
+def _stop(message: str, code: int) -> NoReturn:
+    print(f"daguerre: {message}", file=sys.stderr)
+    raise SystemExit(code)
+
+
+@app.callback()
+def _daguerre() -> None:
+    """A self-hosted image-generation server."""
+
+
+@app.command()
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on; 0 takes a free one.")] = None,
+    model: ModelName = None,
+    device: Device = None,
+    weights: Weights = None,
+    outputs: Outputs = None,
+    config: Config = None,
+    insecure: Annotated[bool, typer.Option(help="Serve other machines although nobody has to authenticate.")] = False,
+    reload: Annotated[bool, typer.Option(help="Start again at each change of the sources.")] = False,
+) -> None:
+    """Serve HTTP."""
+    flags = _flags(host=host, port=port, default_model=model, device=device, weights=weights, outputs=outputs)
+    settings, _ = configuration.load(flags, config=config)
+    if not settings.is_loopback and settings.auth == "none" and not insecure:
+        _stop(
+            f"listening on {settings.host} would let anybody who reaches it use this machine, since auth is none; "
+            "listen on 127.0.0.1, or say --insecure if something in front of Daguerre authenticates",
+            WRONG_USE,
+        )
+    if reload:
+        _serve_and_reload(settings)
+    else:
+        _serve(settings)
+
+
+def _serve(settings: Settings, sockets: list[Any] | None = None) -> None:
+    from daguerre.app import Daguerre
+    from daguerre.http.server import make_server
+    from daguerre.telemetry import log_to_terminal
+
+    log_to_terminal(settings.log_level)
+    # A thread that computes in Python gives the event loop its turn within a millisecond instead of five.
+    sys.setswitchinterval(0.001)
+    make_server(Daguerre(settings), settings).run(sockets)
+    # Jobs, files and sockets have been ended in order. A device call that hangs could still hold the interpreter.
+    logging.shutdown()
+    sys.stdout.flush()
+    os._exit(0)
+
+
+def _serve_and_reload(settings: Settings) -> None:
+    import functools
+
+    import uvicorn
+    from uvicorn.supervisors import ChangeReload
+
+    config = uvicorn.Config(
+        "daguerre.app", settings.host, settings.port, reload=True, reload_dirs=[str(Path(__file__).parent)]
+    )
+    ChangeReload(config, functools.partial(_serve, settings), [config.bind_socket()]).run()
+
+
+@app.command()
+def generate(
+    prompt: Annotated[str, typer.Argument(help="What the picture shows.")],
+    negative: Annotated[str | None, typer.Option(help="What it must not show.")] = None,
+    model: ModelName = None,
+    steps: Annotated[int | None, typer.Option()] = None,
+    guidance: Annotated[float | None, typer.Option()] = None,
+    size: Annotated[str | None, typer.Option(help="Like 256x256.")] = None,
+    seed: Annotated[int | None, typer.Option()] = None,
+    count: Annotated[int, typer.Option()] = 1,
+    scheduler: Annotated[str | None, typer.Option()] = None,
+    style: Annotated[str | None, typer.Option()] = None,
+    out: Annotated[Path | None, typer.Option(help="A file, or a folder; else the outputs folder.")] = None,
+    device: Device = None,
+    weights: Weights = None,
+    config: Config = None,
+) -> None:
+    """Paint here, without a server, and print where the picture is."""
+    from daguerre.studio import Studio
+
+    settings, _ = configuration.load(_flags(default_model=model, device=device, weights=weights), config=config)
+    fields = {
+        "prompt": prompt,
+        "negative_prompt": negative,
+        "steps": steps,
+        "guidance_scale": guidance,
+        "resolution": size,
+        "seed": seed,
+        "count": count,
+        "scheduler": scheduler,
+        "style": style,
+    }
+    draft = recipe.parse({name: value for name, value in fields.items() if value is not None})
+    with Studio(settings) as studio, typer.progressbar(length=100, label="loading", file=sys.stderr) as bar:
+
+        def on_progress(stage: str, fraction: float) -> None:
+            bar.label = stage
+            bar.update(int(100 * fraction) - bar.pos)
+
+        paths = studio.generate(draft, out, on_progress)
+    for path in paths:
+        print(path)
+
+
+@app.command()
+def doctor(config: Config = None) -> None:
+    """Tell what is here, what would be slow or refused, and the remedy."""
+    from daguerre.doctor import examine
+
+    settings, _ = configuration.load({}, config=config)
+    findings = examine(settings)
+    for finding in findings:
+        print(finding)
+    raise SystemExit(FAILED if any(finding.is_bad for finding in findings) else 0)
+
+
+@app.command("config")
+def show_config(config: Config = None) -> None:
+    """Print the settings in force and where each came from."""
+    settings, origins = configuration.load({}, config=config)
+    for name, origin in origins.items():
+        print(f"{name} = {getattr(settings, name)!s}  # {origin}")
+
+
+def _flags(**flags: Any) -> dict[str, Any]:
+    return {name: value for name, value in flags.items() if value is not None}

@@ -1,0 +1,30 @@
+"""The engine: one thread that owns every torch object on the device. Importing this package loads no torch."""
+
+from daguerre.engine.engine import Engine, Submission
+from daguerre.engine.events import (
+    EngineDied,
+    Event,
+    ModelAbsent,
+    ModelLoading,
+    ModelReady,
+    Painted,
+    Pixels,
+    RunEnded,
+    Started,
+    Stepped,
+)
+
+__all__ = [
+    "Engine",
+    "EngineDied",
+    "Event",
+    "ModelAbsent",
+    "ModelLoading",
+    "ModelReady",
+    "Painted",
+    "Pixels",
+    "RunEnded",
+    "Started",
+    "Stepped",
+    "Submission",
+]

@@ -1,0 +1,92 @@
+"""Owns conditioning: prompts to embeddings, by Compel where it knows the text encoders, kept for prompts that come again."""
+
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from daguerre.errors import FieldError, InvalidRecipe
+from daguerre.recipe import Recipe
+
+Embeddings = dict[str, torch.Tensor]
+
+#: Prompts kept; an SDXL prompt and its negative are 1.3 MB in bfloat16.
+CACHED = 128
+
+
+class Conditioning:
+    """The text encoders of one pipeline. Embeddings are [1, tokens, channels], pooled ones [1, channels]."""
+
+    def __init__(self, pipe: Any, accepted: frozenset[str]) -> None:
+        self._pipe = pipe
+        self._accepted = accepted
+        self._cache: OrderedDict[tuple[Any, ...], Embeddings] = OrderedDict()
+        self._compel = _compel_for(pipe)
+
+    def arguments(self, recipe: Recipe) -> dict[str, Any]:
+        """What the pipeline is called with instead of, or as, the prompt.
+
+        Raises:
+            InvalidRecipe: the prompt's syntax cannot be read, or the text encoders cannot do what is asked.
+        """
+        if self._compel is None:
+            if recipe.clip_skip:
+                raise InvalidRecipe([FieldError("clip_skip", f"a {self._pipe.__class__.__name__} cannot skip layers")])
+            return {"prompt": recipe.prompt, "negative_prompt": recipe.negative_prompt or None}
+        is_guided = recipe.guidance_scale > 1
+        key = (recipe.prompt, recipe.negative_prompt if is_guided else None, recipe.prompt_syntax, recipe.clip_skip)
+        if key not in self._cache:
+            self._cache[key] = self._encode(recipe, is_guided)
+        self._cache.move_to_end(key)
+        if len(self._cache) > CACHED:
+            self._cache.popitem(last=False)
+        return dict(self._cache[key])
+
+    def _encode(self, recipe: Recipe, is_guided: bool) -> Embeddings:
+        if recipe.prompt_syntax == "plain":
+            return self._encode_plain(recipe, is_guided)
+        if recipe.clip_skip:
+            raise InvalidRecipe([FieldError("clip_skip", "needs prompt_syntax 'plain'")])
+        assert self._compel is not None
+        # Where an empty negative prompt means zeros (SDXL), the pipeline makes them itself when it is given none.
+        zeros = getattr(self._pipe.config, "force_zeros_for_empty_prompt", False)
+        negative = recipe.negative_prompt if recipe.negative_prompt or not zeros else None
+        try:
+            made = self._compel(recipe.prompt, negative_prompt=negative if is_guided else None)
+        except (ValueError, SyntaxError, AttributeError, IndexError, KeyError, TypeError) as error:
+            raise InvalidRecipe(
+                [FieldError("prompt", "Compel cannot read it; prompt_syntax 'plain' takes it as it is")]
+            ) from error
+        found = {
+            "prompt_embeds": made.embeds,
+            "negative_prompt_embeds": made.negative_embeds,
+            "pooled_prompt_embeds": made.pooled_embeds,
+            "negative_pooled_prompt_embeds": made.negative_pooled_embeds,
+        }
+        return {name: value for name, value in found.items() if value is not None and name in self._accepted}
+
+    def _encode_plain(self, recipe: Recipe, is_guided: bool) -> Embeddings:
+        """The pipeline's own encoding: 77 tokens, no weights, the layer that clip_skip names."""
+        made = self._pipe.encode_prompt(
+            recipe.prompt,
+            device=self._pipe.device,
+            num_images_per_prompt=1,
+            do_classifier_free_guidance=is_guided,
+            negative_prompt=recipe.negative_prompt or None,
+            clip_skip=recipe.clip_skip or None,
+        )
+        names = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
+        return {name: value for name, value in zip(names, made, strict=False) if value is not None}
+
+
+def _compel_for(pipe: Any) -> Callable[..., Any] | None:
+    """Compel for the pipelines whose text encoders it knows; the others encode for themselves."""
+    import compel
+
+    known = {
+        "StableDiffusionPipeline": compel.CompelForSD,
+        "StableDiffusionXLPipeline": compel.CompelForSDXL,
+    }
+    make = known.get(type(pipe).__name__)
+    return make(pipe) if make is not None else None

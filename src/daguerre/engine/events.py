@@ -1,0 +1,94 @@
+"""Owns the engine's events: all that it ever tells the rest of the house. They are emitted on the engine thread."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from daguerre.errors import DaguerreError
+
+
+class Pixels(Protocol):
+    """A picture that may still be on its way from the device."""
+
+    def array(self) -> NDArray[np.uint8]:
+        """Waits for the copy and gives the picture, [H, W, 3].
+
+        Raises:
+            BadOutput: the model painted not-a-number.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ModelLoading:
+    """The loader began to read a model's weights; ``stage`` is fit to be shown."""
+
+    model: str
+    stage: str
+
+
+@dataclass(frozen=True, slots=True)
+class ModelReady:
+    """A model is on the device; ``seconds`` since it was asked for."""
+
+    model: str
+    device: str
+    dtype: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class ModelAbsent:
+    """A model could not be loaded; jobs that wait for it fail one by one with their own events."""
+
+    model: str
+    error: DaguerreError
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The first picture of a job is being painted."""
+
+    job_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stepped:
+    """Picture ``index`` of a job has done ``step`` of ``steps`` turns of its pipeline's loop."""
+
+    job_id: str
+    index: int
+    step: int
+    steps: int
+
+
+@dataclass(frozen=True, slots=True)
+class Painted:
+    """Picture ``index`` of a job is there; the seconds are those that its run spent in each phase."""
+
+    job_id: str
+    index: int
+    pixels: Pixels
+    encode_seconds: float
+    denoise_seconds: float
+    decode_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class RunEnded:
+    """A job ended in the engine without its pictures: cancelled, out of time, or failed. Sent once a job."""
+
+    job_id: str
+    error: DaguerreError
+
+
+@dataclass(frozen=True, slots=True)
+class EngineDied:
+    """The engine thread itself failed; nothing more will come from it."""
+
+    error: DaguerreError
+
+
+Event = ModelLoading | ModelReady | ModelAbsent | Started | Stepped | Painted | RunEnded | EngineDied

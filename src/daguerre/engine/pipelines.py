@@ -1,0 +1,183 @@
+"""Owns diffusers' pipelines: loading one from a folder, and making the shell that a run calls."""
+
+import copy
+import inspect
+import logging
+import os
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+# Weights are data, never code. Both switches are read when the libraries are imported, so they come first.
+os.environ["DIFFUSERS_DISABLE_REMOTE_CODE"] = "1"
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import diffusers
+import numpy as np
+import torch
+import transformers
+from numpy.typing import NDArray
+
+from daguerre.catalog import Model
+from daguerre.engine.conditioning import Conditioning
+from daguerre.errors import BadOutput, CatalogError
+from daguerre.recipe import Recipe
+from daguerre.samplers import samplers_for
+
+log = logging.getLogger(__name__)
+
+OnStep = Callable[[int, int], None]
+
+
+def quiet() -> None:
+    """Keeps the libraries' progress bars and advice out of the terminal: the engine's own events tell what matters."""
+    for library in (diffusers, transformers):
+        library.utils.logging.set_verbosity_error()
+        library.utils.logging.disable_progress_bar()
+
+
+def choose_device(name: str) -> torch.device:
+    """The device that a setting means; ``auto`` takes CUDA, then MPS, then the CPU."""
+    if name != "auto":
+        return torch.device(name)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The dtype that a setting means; ``auto`` is bfloat16 where the card computes in it, else float16; float32 on a CPU."""
+    if name != "auto":
+        dtype: torch.dtype = getattr(torch, name)
+        return dtype
+    if device.type == "cpu":
+        return torch.float32
+    return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float16
+
+
+def describe_device(device: torch.device) -> str:
+    """The device's name, and its memory where it has some of its own.
+
+    Raises:
+        RuntimeError, AssertionError: there is no such device.
+    """
+    if device.type != "cuda":
+        return str(device)
+    properties = torch.cuda.get_device_properties(device)
+    return f"{device} ({properties.name}, {properties.total_memory / 1024**3:.0f} GiB)"
+
+
+@dataclass(slots=True)
+class Timer:
+    """Seconds of a run's phases, as the host sees them: a device may lag behind until the picture is copied."""
+
+    began: float = field(default_factory=time.perf_counter)
+    encoded: float = 0.0
+    denoised: float = 0.0
+    decoded: float = 0.0
+
+
+class HostPixels:
+    """A picture on its way to host memory; see `daguerre.engine.events.Pixels`."""
+
+    def __init__(self, image: torch.Tensor) -> None:  # [3, H, W], 0 to 1
+        pixels = image.float().mul(255).round_().clamp_(0, 255).to(torch.uint8).permute(1, 2, 0).contiguous()
+        on_cuda = image.device.type == "cuda"
+        self._pixels = pixels.to("cpu", non_blocking=on_cuda)
+        self._is_finite = torch.isfinite(image).all().to("cpu", non_blocking=on_cuda)
+        self._copied = torch.cuda.Event() if on_cuda else None
+        if self._copied is not None:
+            self._copied.record()
+
+    def array(self) -> NDArray[np.uint8]:
+        """Waits for the copy; see `Pixels.array`."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        if not bool(self._is_finite):
+            raise BadOutput
+        array: NDArray[np.uint8] = self._pixels.numpy()
+        return array
+
+
+class Pipeline:
+    """A loaded diffusers pipeline. Its modules are shared by all runs; what a run changes is its own shell's."""
+
+    def __init__(self, model: Model, pipe: Any) -> None:
+        self.model = model
+        self._pipe = pipe
+        self._accepted = frozenset(inspect.signature(pipe.__call__).parameters)
+        self._conditioning = Conditioning(pipe, self._accepted)
+
+    @property
+    def denoiser(self) -> torch.nn.Module:
+        """The module that is called once a step."""
+        module = getattr(self._pipe, "unet", None)
+        if module is None:
+            module = getattr(self._pipe, "transformer", None)
+        if module is None:
+            raise CatalogError(f"{self.model.name!r}: a {self.model.pipeline} has no denoiser that Daguerre knows")
+        assert isinstance(module, torch.nn.Module)
+        return module
+
+    def to(self, device: torch.device) -> None:
+        """Moves the weights to the device."""
+        self._pipe.to(device)
+
+    def paint(self, recipe: Recipe, seed: int, on_step: OnStep, timer: Timer) -> HostPixels:
+        """Paints one picture by calling the pipeline as any user of diffusers would."""
+        shell = copy.copy(self._pipe)
+        shell.scheduler = self._scheduler(recipe.scheduler)
+        arguments = self._conditioning.arguments(recipe)
+        timer.encoded = time.perf_counter()
+
+        def after_step(_shell: Any, step: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+            timer.denoised = time.perf_counter()
+            on_step(step + 1, int(getattr(shell, "num_timesteps", recipe.steps)))
+            return tensors
+
+        arguments |= {
+            "width": recipe.width,
+            "height": recipe.height,
+            "num_inference_steps": recipe.steps,
+            "guidance_scale": recipe.guidance_scale,
+            # A CPU generator gives the same noise on every device.
+            "generator": torch.Generator("cpu").manual_seed(seed),
+            "output_type": "pt",
+            "callback_on_step_end": after_step,
+        }
+        output = shell(**{name: value for name, value in arguments.items() if name in self._accepted})
+        picture = HostPixels(output[0][0])
+        timer.decoded = time.perf_counter()
+        return picture
+
+    def _scheduler(self, name: str) -> Any:
+        """A scheduler of a run's own. The model's own one keeps its class even if no name in the table means it."""
+        own = self._pipe.scheduler
+        if name == self.model.scheduler and name not in samplers_for(type(own).__name__):
+            return type(own).from_config(own.config)
+        sampler = samplers_for(type(own).__name__)[name]
+        return getattr(diffusers, sampler.scheduler).from_config(own.config, **sampler.options)
+
+
+def load(model: Model, dtype: torch.dtype) -> Pipeline:
+    """Reads a diffusers folder into host memory. Safetensors only, no remote code, no network.
+
+    Raises:
+        CatalogError: the folder does not hold a pipeline that can be served.
+    """
+    quiet()
+    if not hasattr(diffusers, model.pipeline):
+        raise CatalogError(f"{model.name!r}: this diffusers knows no pipeline {model.pipeline!r}")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # advice about the folder is for those who wrote it
+            pipe = diffusers.DiffusionPipeline.from_pretrained(
+                model.path, dtype=dtype, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=True
+            )
+    except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
+        log.exception("model %s could not be loaded", model.name)
+        raise CatalogError(f"{model.name!r} could not be loaded; the server's log says why") from error
+    pipe.set_progress_bar_config(disable=True)
+    return Pipeline(model, pipe)

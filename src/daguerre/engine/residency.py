@@ -1,0 +1,83 @@
+"""Owns where weights are: which models are loaded, and the loader thread that reads the others from disk."""
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from queue import SimpleQueue
+from typing import TYPE_CHECKING
+
+from daguerre.catalog import Model
+from daguerre.engine.events import Event, ModelAbsent, ModelLoading, ModelReady
+from daguerre.errors import CatalogError, DaguerreError
+
+if TYPE_CHECKING:
+    from daguerre.engine.pipelines import Pipeline
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """The loader's answer to a wish: a pipeline in host memory, or why there is none."""
+
+    model: Model
+    outcome: "Pipeline | DaguerreError"
+    asked_at: float  # monotonic seconds
+
+
+class Residency:
+    """The models on the device. Used by the engine thread only; the loader thread never touches the device."""
+
+    def __init__(self, device: str, dtype: str, emit: Callable[[Event], None], inbox: Callable[[Loaded], None]) -> None:
+        from daguerre.engine import pipelines
+
+        self.device = pipelines.choose_device(device)
+        self.dtype = pipelines.choose_dtype(dtype, self.device)
+        self._emit = emit
+        self._inbox = inbox
+        self._resident: dict[str, Pipeline | DaguerreError] = {}
+        self._wanted: set[str] = set()
+        self._wishes: SimpleQueue[tuple[Model, float]] = SimpleQueue()
+        threading.Thread(target=self._load_for_ever, name="daguerre-loader", daemon=True).start()
+
+    def find(self, model: Model) -> "Pipeline | None":
+        """The model's pipeline if it is on the device; else it is asked for, once.
+
+        Raises:
+            DaguerreError: the model was asked for and could not be loaded; the next call asks again.
+        """
+        found = self._resident.get(model.name)
+        if isinstance(found, DaguerreError):
+            del self._resident[model.name]
+            raise found
+        if found is None and model.name not in self._wanted:
+            self._wanted.add(model.name)
+            self._wishes.put((model, time.monotonic()))
+        return found
+
+    def take(self, loaded: Loaded) -> None:
+        """Moves what the loader brought to the device, on the engine thread."""
+        from daguerre.engine.rendezvous import wrap
+
+        name, outcome = loaded.model.name, loaded.outcome
+        self._wanted.discard(name)
+        self._resident[name] = outcome
+        if isinstance(outcome, DaguerreError):
+            self._emit(ModelAbsent(name, outcome))
+            return
+        outcome.to(self.device)
+        wrap(outcome.denoiser)
+        seconds = time.monotonic() - loaded.asked_at
+        self._emit(ModelReady(name, str(self.device), str(self.dtype).removeprefix("torch."), seconds))
+
+    def _load_for_ever(self) -> None:
+        from daguerre.engine import pipelines
+
+        while True:
+            model, asked_at = self._wishes.get()
+            self._emit(ModelLoading(model.name, "reading weights"))
+            outcome: Pipeline | DaguerreError
+            try:
+                outcome = pipelines.load(model, self.dtype)
+            except CatalogError as error:
+                outcome = error
+            self._inbox(Loaded(model, outcome, asked_at))

@@ -1,0 +1,199 @@
+"""Owns the error tree: everything that Daguerre itself raises.
+
+::
+
+    DaguerreError
+    ├── SettingsError              a setting is unknown, or has a value that cannot be
+    ├── CatalogError               a folder or an entry of the catalogue cannot be used
+    ├── BadRequest                 what the client sent cannot be served
+    │   ├── MalformedBody          not JSON, not UTF-8, nested too deep
+    │   ├── InvalidRecipe          fields of a recipe are wrong; each is named
+    │   ├── BodyTooLarge
+    │   ├── UnsupportedMediaType
+    │   ├── NotAcceptable
+    │   ├── RequestTimeout         the request itself arrived too slowly
+    │   └── HostNotAllowed
+    ├── NotFound
+    │   ├── RouteNotFound
+    │   ├── MethodNotAllowed
+    │   └── ModelNotFound
+    ├── Unavailable                try again later; carries ``retry_after``
+    │   ├── QueueFull
+    │   ├── NotReady               the model is still loading, or the engine is dead
+    │   └── Draining               the server is going down
+    └── JobEnded                   a job ended without a picture
+        ├── JobCancelled
+        ├── JobTimeout
+        └── JobFailed
+            ├── BadOutput          NaN pixels
+            └── OutOfMemory
+
+A leaf has a ``code`` that clients may rely on; which HTTP status belongs to it is said in ``http/problems.py``.
+Messages are written for the client: no path, no address, no text of somebody else's exception.
+"""
+
+import msgspec
+
+
+class FieldError(msgspec.Struct, frozen=True):
+    """One field of a request that is wrong, and what it may be."""
+
+    field: str
+    message: str
+
+
+class DaguerreError(Exception):
+    """The root; a class without a ``code`` of its own is never raised."""
+
+    code = "internal_error"
+
+    def __init__(self, message: str | None = None) -> None:
+        super().__init__(message or (type(self).__doc__ or "").strip())
+        self.message = str(self)
+
+
+class SettingsError(DaguerreError):
+    """A setting is unknown or has a value that cannot be."""
+
+    code = "bad_setting"
+
+
+class CatalogError(DaguerreError):
+    """An entry of the catalogue cannot be used."""
+
+    code = "bad_catalog"
+
+
+class BadRequest(DaguerreError):
+    """The request cannot be served as it was sent."""
+
+
+class MalformedBody(BadRequest):
+    """The body is not a JSON object in UTF-8."""
+
+    code = "malformed_body"
+
+
+class InvalidRecipe(BadRequest):
+    """Fields of the recipe are wrong."""
+
+    code = "invalid_recipe"
+
+    def __init__(self, errors: list[FieldError]) -> None:
+        super().__init__("; ".join(f"{error.field}: {error.message}" for error in errors))
+        self.errors = errors
+
+
+class BodyTooLarge(BadRequest):
+    """The body is larger than this server takes."""
+
+    code = "body_too_large"
+
+
+class UnsupportedMediaType(BadRequest):
+    """The body must be application/json."""
+
+    code = "unsupported_media_type"
+
+
+class NotAcceptable(BadRequest):
+    """Nothing that this route answers with is accepted by the client."""
+
+    code = "not_acceptable"
+
+
+class RequestTimeout(BadRequest):
+    """The request did not arrive in time."""
+
+    code = "request_timeout"
+
+
+class HostNotAllowed(BadRequest):
+    """This server does not answer to that host name."""
+
+    code = "host_not_allowed"
+
+
+class NotFound(DaguerreError):
+    """There is nothing of that name."""
+
+
+class RouteNotFound(NotFound):
+    """There is no such route."""
+
+    code = "not_found"
+
+
+class MethodNotAllowed(NotFound):
+    """This route does not take that method."""
+
+    code = "method_not_allowed"
+
+
+class ModelNotFound(NotFound):
+    """There is no model of that name."""
+
+    code = "model_not_found"
+
+    def __init__(self, name: str, known: list[str]) -> None:
+        super().__init__(f"there is no model {name!r}; known models: {', '.join(known) or 'none'}")
+
+
+class Unavailable(DaguerreError):
+    """The server cannot take this now; ``retry_after`` is in seconds."""
+
+    def __init__(self, message: str | None = None, retry_after: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class QueueFull(Unavailable):
+    """The queue is full."""
+
+    code = "queue_full"
+
+
+class NotReady(Unavailable):
+    """The server is not ready."""
+
+    code = "not_ready"
+
+
+class Draining(Unavailable):
+    """The server is shutting down."""
+
+    code = "draining"
+
+
+class JobEnded(DaguerreError):
+    """The job ended without a picture."""
+
+
+class JobCancelled(JobEnded):
+    """The job was cancelled."""
+
+    code = "cancelled"
+
+
+class JobTimeout(JobEnded):
+    """The job ran out of time."""
+
+    code = "timeout"
+
+
+class JobFailed(JobEnded):
+    """The model failed while making the picture; the server's log says why."""
+
+    code = "generation_failed"
+
+
+class BadOutput(JobFailed):
+    """The picture came out as not-a-number; the usual cause is a VAE run in float16."""
+
+    code = "bad_output"
+
+
+class OutOfMemory(JobFailed):
+    """The device ran out of memory; try a smaller picture."""
+
+    code = "out_of_memory"

@@ -1,0 +1,71 @@
+"""Owns the synchronous routes: a recipe comes in, the picture goes out. It is submit followed by wait, nothing else."""
+
+import asyncio
+from pathlib import Path
+
+import msgspec
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from daguerre.errors import JobCancelled
+from daguerre.http import wire
+from daguerre.http.state import State
+from daguerre.imaging import media_type
+from daguerre.job import Job
+
+#: Bodies above this are parsed off the event loop.
+LARGE_BODY = 64 * 1024
+
+
+async def generate(request: Request[State]) -> Response:
+    """``POST /generate``: paints and answers with the picture, or with the job as JSON, as Accept says."""
+    body = await request.body()
+    loop = asyncio.get_running_loop()
+    codec = request.state["codec"]
+    content_type = request.headers.get("content-type", "")
+    if len(body) > LARGE_BODY:
+        draft = await loop.run_in_executor(codec, wire.read_draft, content_type, body)
+    else:
+        draft = wire.read_draft(content_type, body)
+    accepted = wire.negotiate(request.headers.get("accept", ""), draft)
+    if accepted.format is not None:
+        draft = msgspec.structs.replace(draft, format=accepted.format)
+    job = await _paint(request, request.state["service"].submit(draft))
+    paths = [request.state["files"].find(image.filename) for image in job.images]
+    pictures = await loop.run_in_executor(codec, _read, [path for path in paths if path is not None])
+    headers = wire.generation_headers(job)
+    if accepted.is_json:
+        del headers["content-disposition"]
+        encoded = await loop.run_in_executor(codec, msgspec.json.encode, wire.wire_job(job, pictures))
+        return Response(encoded, headers=headers, media_type="application/json")
+    return Response(pictures[0], headers=headers, media_type=media_type(job.recipe.format))
+
+
+def _read(paths: list[Path]) -> list[bytes]:
+    return [path.read_bytes() for path in paths]
+
+
+async def _paint(request: Request[State], job: Job) -> Job:
+    """Waits for the job; a client that goes away meanwhile cancels it."""
+    service = request.state["service"]
+    waiting = asyncio.ensure_future(service.wait(job.id))
+    leaving = asyncio.ensure_future(_gone(request))
+    try:
+        await asyncio.wait((waiting, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if waiting.done():
+            return waiting.result()
+        raise JobCancelled("the client went away")
+    finally:
+        service.cancel(job.id)  # of a finished job this is nothing
+        for task in (waiting, leaving):
+            task.cancel()
+        await asyncio.gather(waiting, leaving, return_exceptions=True)
+
+
+async def _gone(request: Request[State]) -> None:
+    """Returns when the client has closed the connection. The body has been read, so nothing else can come."""
+    try:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+    except ClientDisconnect:
+        pass

@@ -1,0 +1,72 @@
+"""Owns the routes by which a server is run: alive, ready, healthy."""
+
+import resource
+import sys
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+import daguerre
+from daguerre.errors import DaguerreError, NotReady
+from daguerre.http.state import State
+
+
+async def ping(_request: Request[State]) -> Response:
+    """``GET /ping``."""
+    return _json({"status": "ok"})
+
+
+async def livez(_request: Request[State]) -> Response:
+    """``GET /livez``: the event loop turns."""
+    return _json({"status": "ok"})
+
+
+async def readyz(request: Request[State]) -> Response:
+    """``GET /readyz``: a picture asked for now would be painted."""
+    error = _unready(request.state)
+    if error is not None:
+        raise error
+    return _json({"status": "ready"})
+
+
+async def health(request: Request[State]) -> Response:
+    """``GET /health``: what a person wants to know; always 200, ``status`` tells."""
+    state = request.state
+    error = _unready(state)
+    engine, service = state["dispatch"].state, state["service"]
+    return _json(
+        {
+            "status": "ok" if error is None else error.code,
+            "detail": "" if error is None else error.message,
+            "version": daguerre.__version__,
+            "model": state["settings"].default_model,
+            "device": engine.ready.device if engine.ready else None,
+            "dtype": engine.ready.dtype if engine.ready else None,
+            "memory": {"host_peak_bytes": _peak_memory()},
+            "queue": {"size": len(service.queue), "running": service.running, "limit": service.queue.limit},
+        }
+    )
+
+
+def _unready(state: State) -> DaguerreError | None:
+    """Why the server cannot paint now, if it cannot."""
+    refusal = state["service"].refusal
+    engine = state["dispatch"].state
+    if refusal is not None:
+        return refusal
+    if engine.error is not None:
+        return NotReady(engine.error.message)
+    if engine.ready is None:
+        return NotReady(f"loading: {engine.stage}")
+    return None
+
+
+def _peak_memory() -> int:
+    """The most memory that this process has held, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _json(value: object) -> Response:
+    return Response(msgspec.json.encode(value), media_type="application/json", headers={"cache-control": "no-store"})

@@ -1,0 +1,84 @@
+"""Owns problems: every error as an RFC 9457 answer. Nothing that the machine would rather keep to itself gets in."""
+
+import logging
+import math
+
+import msgspec
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from daguerre import errors
+from daguerre.errors import DaguerreError, FieldError, InvalidRecipe, Unavailable
+
+log = logging.getLogger(__name__)
+
+#: The HTTP status and title of every error that a client can meet.
+STATUSES: dict[type[DaguerreError], tuple[int, str]] = {
+    errors.MalformedBody: (400, "Malformed body"),
+    errors.InvalidRecipe: (422, "Invalid recipe"),
+    errors.BodyTooLarge: (413, "Body too large"),
+    errors.UnsupportedMediaType: (415, "Unsupported media type"),
+    errors.NotAcceptable: (406, "Not acceptable"),
+    errors.RequestTimeout: (408, "Request timeout"),
+    errors.HostNotAllowed: (400, "Host not allowed"),
+    errors.RouteNotFound: (404, "Not found"),
+    errors.MethodNotAllowed: (405, "Method not allowed"),
+    errors.ModelNotFound: (404, "Model not found"),
+    errors.QueueFull: (503, "Queue full"),
+    errors.NotReady: (503, "Not ready"),
+    errors.Draining: (503, "Shutting down"),
+    errors.JobCancelled: (409, "Job cancelled"),
+    errors.JobTimeout: (504, "Out of time"),
+    errors.JobFailed: (500, "Generation failed"),
+    errors.BadOutput: (500, "Bad output"),
+    errors.OutOfMemory: (500, "Out of memory"),
+    errors.CatalogError: (500, "Model cannot be loaded"),
+    errors.DaguerreError: (500, "Internal error"),
+}
+
+CONTENT_TYPE = "application/problem+json"
+
+
+class Problem(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The body of every answer that is an error."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    request_id: str
+    errors: tuple[FieldError, ...] = ()
+
+
+def answer(error: DaguerreError, request_id: str) -> Response:
+    """The answer for an error of ours."""
+    status, title = next(STATUSES[kind] for kind in type(error).__mro__ if kind in STATUSES)
+    problem = Problem(
+        type=f"urn:daguerre:problem:{error.code}",
+        title=title,
+        status=status,
+        detail=error.message,
+        code=error.code,
+        request_id=request_id,
+        errors=tuple(error.errors) if isinstance(error, InvalidRecipe) else (),
+    )
+    headers = {}
+    if isinstance(error, Unavailable):
+        headers["retry-after"] = str(max(1, math.ceil(error.retry_after)))
+    return Response(msgspec.json.encode(problem), status, headers, CONTENT_TYPE)
+
+
+async def on_error(request: Request, error: Exception) -> Response:
+    """Starlette's handler for everything that a route raises."""
+    request_id = request.scope.get("request_id", "")
+    if isinstance(error, DaguerreError):
+        return answer(error, request_id)
+    if isinstance(error, HTTPException):
+        known = errors.MethodNotAllowed if error.status_code == 405 else errors.RouteNotFound
+        response = answer(known(), request_id)
+        response.headers.update(error.headers or {})
+        return response
+    log.error("request %s failed", request_id, exc_info=error)
+    return answer(DaguerreError("something went wrong here; the server's log says what"), request_id)

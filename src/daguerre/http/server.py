@@ -1,0 +1,148 @@
+"""Owns listening: uvicorn with a deadline for receiving requests, a bound on connections, and a clean way to stop."""
+
+import asyncio
+import contextlib
+import logging
+import signal
+from collections.abc import Awaitable, Callable, Generator
+from typing import Any, Protocol
+
+import h11
+import uvicorn
+from starlette.types import Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from daguerre.errors import RequestTimeout
+from daguerre.http import problems
+from daguerre.job import new_id
+from daguerre.settings import Settings
+
+log = logging.getLogger(__name__)
+
+_RECEIVED = (h11.DONE, h11.MUST_CLOSE, h11.CLOSED, h11.ERROR, h11.SWITCHED_PROTOCOL)
+
+
+def protocol(receive_timeout: float, connection_limit: int) -> type[H11Protocol]:
+    """uvicorn's HTTP protocol with what it lacks: no client may take longer than that to send a request."""
+
+    class DeadlineProtocol(H11Protocol):
+        """Answers 408 to a request that has not arrived whole in time, counted from the connection's first moment."""
+
+        _deadline: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            super().connection_made(transport)
+            if len(self.connections) > connection_limit:
+                transport.abort()
+                return
+            self._start()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._stop()
+            super().connection_lost(exc)
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            if self.conn.their_state in _RECEIVED:
+                self._stop()
+            else:
+                self._start()
+
+        def on_response_complete(self) -> None:
+            self._stop()
+            super().on_response_complete()
+
+        def _start(self) -> None:
+            if self._deadline is None:
+                self._deadline = self.loop.call_later(receive_timeout, self._too_slow)
+
+        def _stop(self) -> None:
+            if self._deadline is not None:
+                self._deadline.cancel()
+                self._deadline = None
+
+        def _too_slow(self) -> None:
+            self._deadline = None
+            if self.transport.is_closing():
+                return
+            is_silent = self.cycle is None or self.cycle.response_complete or not self.cycle.response_started
+            if self.cycle is not None and not self.cycle.response_complete:
+                self.cycle.disconnected = True
+                self.cycle.message_event.set()
+            if is_silent:
+                self.transport.write(_timeout_answer())
+            self.transport.close()
+
+    return DeadlineProtocol
+
+
+def _timeout_answer() -> bytes:
+    """The 408 problem as it goes over the wire, since no application is there yet to send it."""
+    request_id = new_id()
+    response = problems.answer(RequestTimeout(), request_id)
+    head = [
+        "HTTP/1.1 408 Request Timeout",
+        f"content-type: {problems.CONTENT_TYPE}",
+        f"content-length: {len(response.body)}",
+        f"x-request-id: {request_id}",
+        "connection: close",
+    ]
+    return "\r\n".join([*head, "", ""]).encode() + bytes(response.body)
+
+
+class Server(uvicorn.Server):
+    """Stops by draining: jobs at hand get their answers, within the grace time, while connections are still open."""
+
+    def __init__(self, config: uvicorn.Config, drain: Callable[[], Awaitable[None]]) -> None:
+        super().__init__(config)
+        self._drain = drain
+
+    async def startup(self, sockets: list[Any] | None = None) -> None:
+        """Opens the port and tells the address."""
+        await super().startup(sockets)
+        host, port = self.servers[0].sockets[0].getsockname()[:2]
+        log.info("listening on %s", f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
+
+    async def shutdown(self, sockets: list[Any] | None = None) -> None:
+        """Closes the port at once, then waits for the jobs, then for the connections."""
+        draining = asyncio.ensure_future(self._drain())
+        await super().shutdown(sockets)
+        await draining
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        """Like uvicorn's, but a stop that was asked for ends with exit code 0: it is not the signal that kills us."""
+        handlers = {sig: signal.signal(sig, self.handle_exit) for sig in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for sig, handler in handlers.items():
+                signal.signal(sig, handler)
+
+
+class Application(Protocol):
+    """An ASGI application that knows how to end what it has at hand."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None: ...
+
+    async def drain(self) -> None:
+        """Takes no more work and sees the rest to its end."""
+
+
+def make_server(app: Application, settings: Settings) -> Server:
+    """A server that has not begun to listen; ``run()`` returns when it has been told to stop and has drained."""
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        http=protocol(settings.receive_timeout, settings.connection_limit),
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        # The jobs' own grace ends before; the rest is for sending their last answers.
+        timeout_graceful_shutdown=int(settings.grace_timeout) + 3,
+    )
+    return Server(config, app.drain)

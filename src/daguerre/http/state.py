@@ -1,0 +1,19 @@
+"""Owns the state that the lifespan hands to every route."""
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypedDict
+
+from daguerre.jobs.dispatch import Dispatch
+from daguerre.jobs.service import JobService
+from daguerre.settings import Settings
+from daguerre.store.files import Files
+
+
+class State(TypedDict):
+    """Made once by ``daguerre.app``; routes reach it as ``request.state[...]``."""
+
+    settings: Settings
+    service: JobService
+    dispatch: Dispatch
+    files: Files
+    codec: ThreadPoolExecutor

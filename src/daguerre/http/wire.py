@@ -1,0 +1,205 @@
+"""Owns the wire: bodies to drafts, jobs to JSON, and which form of an answer a client accepts."""
+
+import base64
+import json
+from datetime import UTC, datetime
+from typing import Any, NoReturn, cast, get_args
+
+import msgspec
+
+from daguerre import recipe
+from daguerre.errors import MalformedBody, NotAcceptable, UnsupportedMediaType
+from daguerre.imaging import media_type
+from daguerre.job import Failure, Job, Timings
+from daguerre.recipe import Draft, Format, Recipe
+
+FORMATS: tuple[Format, ...] = get_args(Format)
+
+
+def read_draft(content_type: str, body: bytes) -> Draft:
+    """The recipe in a request's body.
+
+    Raises:
+        UnsupportedMediaType, MalformedBody, InvalidRecipe
+    """
+    # A browser sends other sites' forms without asking, but never as JSON: this check is also the one against CSRF.
+    if content_type.split(";")[0].strip().lower() != "application/json":
+        raise UnsupportedMediaType
+    return recipe.parse(_read_object(body))
+
+
+def _read_object(body: bytes) -> dict[str, Any]:
+    """A JSON object, more strictly than the standard library reads it: UTF-8 only, each key once, no NaN."""
+    try:
+        text = body.decode("utf-8")
+        value = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse_constant, parse_int=_bounded_int)
+    except UnicodeDecodeError:
+        raise MalformedBody("the body is not UTF-8") from None
+    except RecursionError:
+        raise MalformedBody("the body is nested too deep") from None
+    except json.JSONDecodeError as error:
+        raise MalformedBody(f"the body is not JSON: {error.msg} at line {error.lineno}, column {error.colno}") from None
+    if not isinstance(value, dict):
+        raise MalformedBody("the body must be a JSON object")
+    return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise MalformedBody(f"the key {twice[:80]!r} is there twice")
+    return found
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise MalformedBody(f"{name} is not JSON")
+
+
+def _bounded_int(digits: str) -> int | float:
+    """Python refuses to read thousands of digits; as a float the number is still refused, but by its field's name."""
+    return int(digits) if len(digits) <= 20 else float(digits)
+
+
+class Accepted(msgspec.Struct, frozen=True):
+    """The form that an answer will have: a job as JSON, or a picture of one format."""
+
+    format: Format | None  # None: whatever the recipe says
+    is_json: bool
+
+
+def negotiate(accept: str, draft: Draft) -> Accepted:
+    """Chooses the answer's form from the Accept header and the recipe.
+
+    Raises:
+        NotAcceptable: the client takes nothing that can be made, or several pictures were asked as one.
+    """
+    wanted = _preferences(accept)
+    for kind in wanted:
+        if kind == "application/json":
+            return Accepted(None, is_json=True)
+        chosen = _picture(kind, draft.format)
+        if chosen is not None:
+            if draft.count > 1:
+                raise NotAcceptable("several pictures come as JSON only: send Accept: application/json")
+            return Accepted(chosen, is_json=False)
+    raise NotAcceptable(f"this route answers with application/json or {', '.join(map(media_type, FORMATS))}")
+
+
+def _picture(kind: str, asked: Format | None) -> Format | None:
+    """The picture format that satisfies an accepted media type, given the recipe's wish."""
+    if kind in ("*/*", "image/*"):
+        return asked or "png"
+    named = kind.removeprefix("image/")
+    if named in FORMATS and asked in (None, named):
+        return cast("Format", named)
+    return None
+
+
+def _preferences(accept: str) -> list[str]:
+    """The media types of an Accept header, the most wanted first (RFC 9110, 12.5.1); those with q=0 are left out."""
+    found: list[tuple[float, int, str]] = []
+    for place, part in enumerate((accept or "*/*").split(",")):
+        kind, *parameters = (piece.strip().lower() for piece in part.split(";"))
+        quality = 1.0
+        for parameter in parameters:
+            name, _, value = parameter.partition("=")
+            if name.strip() == "q":
+                try:
+                    quality = float(value)
+                except ValueError:
+                    quality = 0.0
+        if kind and quality > 0:
+            found.append((-quality, place, kind))
+    return [kind for _, _, kind in sorted(found)]
+
+
+class Progress(msgspec.Struct, frozen=True):
+    """How far a job is."""
+
+    step: int
+    steps: int
+    fraction: float
+
+
+class WireImage(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A finished picture of a job."""
+
+    url: str
+    filename: str
+    seed: int
+    width: int
+    height: int
+    format: str
+    bytes: int
+    sha256: str
+    b64: str | None = None
+
+
+class WireJob(msgspec.Struct, frozen=True):
+    """A job as clients see it; times are RFC 3339 in UTC, timings seconds."""
+
+    id: str
+    request_id: str
+    status: str
+    created_at: str
+    started_at: str | None
+    finished_at: str | None
+    progress: Progress
+    recipe: Recipe
+    images: list[WireImage]
+    error: Failure | None
+    timings: Timings
+    metadata: dict[str, Any]
+
+
+def wire_job(job: Job, pictures: list[bytes]) -> WireJob:
+    """A job with its pictures, if any are to be sent along."""
+    contents = [base64.b64encode(picture).decode() for picture in pictures] or [None] * len(job.images)
+    images = [
+        WireImage(f"/outputs/{i.filename}", i.filename, i.seed, i.width, i.height, i.format, i.bytes, i.sha256, b64)
+        for i, b64 in zip(job.images, contents, strict=True)
+    ]
+    return WireJob(
+        id=job.id,
+        request_id=job.id,
+        status=job.status.value,
+        created_at=_moment(job.created_at),
+        started_at=None if job.started_at is None else _moment(job.started_at),
+        finished_at=None if job.finished_at is None else _moment(job.finished_at),
+        progress=Progress(job.step, job.steps, job.step / job.steps if job.steps else 0.0),
+        recipe=job.recipe,
+        images=images,
+        error=job.error,
+        timings=job.timings,
+        metadata=job.recipe.metadata,
+    )
+
+
+def _moment(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def generation_headers(job: Job) -> dict[str, str]:
+    """What an answer that is a picture says of its making, in headers; the metadata is JSON in ASCII, below 4 KB."""
+    recipe, image = job.recipe, job.images[0]
+    about = {
+        "model": recipe.model,
+        "seed": image.seed,
+        "steps": recipe.steps,
+        "guidance_scale": recipe.guidance_scale,
+        "width": image.width,
+        "height": image.height,
+        "scheduler": recipe.scheduler,
+        "style": recipe.style,
+        "loras": [],
+    }
+    phases = msgspec.structs.asdict(job.timings)
+    return {
+        "x-job-id": job.id,
+        "x-seed": str(image.seed),
+        "x-generation-metadata": json.dumps(about, ensure_ascii=True),
+        "server-timing": ", ".join(f"{phase};dur={1000 * seconds:.1f}" for phase, seconds in phases.items()),
+        "content-disposition": f'inline; filename="{image.filename}"',
+    }

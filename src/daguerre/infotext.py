@@ -1,0 +1,51 @@
+"""Owns what a picture says of its making: AUTOMATIC1111's infotext for the tools that read it, and our own JSON."""
+
+import json
+from collections.abc import Mapping
+
+import msgspec
+
+import daguerre
+from daguerre.recipe import Recipe
+from daguerre.samplers import DIFFUSION, FLOW
+
+
+def chunks(recipe: Recipe, seed: int) -> dict[str, str]:
+    """The text chunks of one picture, by their PNG keywords."""
+    own = {name: value for name, value in msgspec.to_builtins(recipe).items() if name not in ("count", "quality")}
+    own |= {"seed": seed, "version": daguerre.__version__}
+    return {"parameters": infotext(recipe, seed), "daguerre": json.dumps(own, ensure_ascii=True)}
+
+
+def infotext(recipe: Recipe, seed: int) -> str:
+    """AUTOMATIC1111's format: the prompt, the negative prompt unless empty, then one line of ``key: value`` pairs."""
+    sampler = DIFFUSION.get(recipe.scheduler) or FLOW.get(recipe.scheduler)
+    label, schedule = _split_schedule(sampler.label if sampler else recipe.scheduler)
+    pairs: dict[str, object] = {"Steps": recipe.steps, "Sampler": label}
+    if schedule:
+        pairs["Schedule type"] = schedule
+    pairs |= {
+        "CFG scale": f"{recipe.guidance_scale:g}",
+        "Seed": seed,
+        "Size": f"{recipe.width}x{recipe.height}",
+        "Model": recipe.model,
+    }
+    if recipe.clip_skip:
+        pairs["Clip skip"] = recipe.clip_skip + 1  # AUTOMATIC1111 counts the last layer as 1
+    pairs["Version"] = f"daguerre {daguerre.__version__}"
+    negative = [f"Negative prompt: {recipe.negative_prompt}"] if recipe.negative_prompt else []
+    return "\n".join([recipe.prompt, *negative, _line(pairs)])
+
+
+def _split_schedule(label: str) -> tuple[str, str]:
+    """AUTOMATIC1111 names the schedule of the sigmas apart from the sampler."""
+    name, _, last = label.rpartition(" ")
+    return (name, last) if last == "Karras" else (label, "")
+
+
+def _line(pairs: Mapping[str, object]) -> str:
+    return ", ".join(f"{key}: {_quoted(str(value))}" for key, value in pairs.items())
+
+
+def _quoted(value: str) -> str:
+    return json.dumps(value, ensure_ascii=False) if any(mark in value for mark in ',\n:"') else value

@@ -1,0 +1,84 @@
+"""Owns the job: a recipe on its way to its pictures, its states, and the events that move it."""
+
+import os
+import time
+import uuid
+from enum import StrEnum
+
+import msgspec
+
+from daguerre.recipe import Recipe
+
+
+class Status(StrEnum):
+    """Where a job stands."""
+
+    #: It waits for its turn.
+    QUEUED = "queued"
+    #: The engine works on it.
+    RUNNING = "running"
+    #: Its pictures are written.
+    SUCCEEDED = "succeeded"
+    #: It ended without pictures; ``error`` says why.
+    FAILED = "failed"
+    #: It was called off, by its client or by the client's leaving.
+    CANCELLED = "cancelled"
+
+    @property
+    def is_final(self) -> bool:
+        """Whether a job in this state will never change again."""
+        return self not in (Status.QUEUED, Status.RUNNING)
+
+
+class Timings(msgspec.Struct, frozen=True):
+    """Seconds that a job spent in each phase."""
+
+    queue: float = 0.0
+    encode: float = 0.0
+    denoise: float = 0.0
+    decode: float = 0.0
+    png: float = 0.0
+
+
+class Image(msgspec.Struct, frozen=True):
+    """A finished picture."""
+
+    filename: str
+    seed: int
+    width: int
+    height: int
+    format: str
+    bytes: int
+    sha256: str
+
+
+class Failure(msgspec.Struct, frozen=True):
+    """Why a job has no pictures, in words fit for its client."""
+
+    code: str
+    message: str
+
+
+class Job(msgspec.Struct, frozen=True):
+    """A recipe on its way. Times are Unix seconds; a change makes a new value."""
+
+    id: str
+    recipe: Recipe
+    created_at: float
+    status: Status = Status.QUEUED
+    started_at: float | None = None
+    finished_at: float | None = None
+    step: int = 0
+    steps: int = 0
+    images: tuple[Image, ...] = ()
+    error: Failure | None = None
+    timings: Timings = Timings()
+
+
+def new_id(now: float | None = None) -> str:
+    """A UUIDv7 (RFC 9562): 48 bits of milliseconds, then random bits, so that ids sort by their age."""
+    milliseconds = int((time.time() if now is None else now) * 1000)
+    value = milliseconds << 80 | int.from_bytes(os.urandom(10))
+    value = value & ~(0xF << 76) | 0x7 << 76  # version
+    value = value & ~(0x3 << 62) | 0x2 << 62  # variant
+    return str(uuid.UUID(int=value))

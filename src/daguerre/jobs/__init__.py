@@ -1,0 +1,1 @@
+"""The jobs: submitting, waiting and cancelling; the bounded queue; feeding the engine; telling who listens."""

@@ -1,0 +1,168 @@
+"""Owns dispatch: feeds queued jobs to the engine and turns the engine's events into pictures on disk and states of jobs."""
+
+import asyncio
+import dataclasses
+import logging
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import msgspec
+
+from daguerre.engine import (
+    Engine,
+    EngineDied,
+    Event,
+    ModelAbsent,
+    ModelLoading,
+    ModelReady,
+    Painted,
+    RunEnded,
+    Started,
+    Stepped,
+    Submission,
+)
+from daguerre.errors import DaguerreError, JobFailed, NotReady
+from daguerre.job import Image, Job, Status, Timings
+from daguerre.jobs import pictures
+from daguerre.jobs.service import JobService
+from daguerre.store.files import Files
+
+log = logging.getLogger(__name__)
+
+#: Jobs that the engine is given beyond the one it paints, so that it never waits for the loop.
+AHEAD = 1
+
+
+@dataclasses.dataclass(slots=True)
+class EngineState:
+    """What the rest of the house may know of the engine."""
+
+    stage: str = "starting"
+    ready: ModelReady | None = None
+    error: DaguerreError | None = None
+
+
+@dataclasses.dataclass(slots=True)
+class Gathered:
+    """The pictures of a job that are written so far, and the seconds of their phases summed."""
+
+    images: dict[int, Image] = dataclasses.field(default_factory=dict)
+    timings: Timings = Timings()
+
+
+class Dispatch:
+    """Between the event loop and the engine. ``receive`` runs on the loop; only pictures are made in the codec pool."""
+
+    def __init__(self, service: JobService, engine: Engine, files: Files, codec: ThreadPoolExecutor) -> None:
+        self._service = service
+        self._engine = engine
+        self._files = files
+        self._codec = codec
+        self._in_engine: dict[str, Gathered] = {}
+        self._has_room = asyncio.Event()
+        self._has_room.set()
+        self._writing: set[asyncio.Task[None]] = set()
+        self.state = EngineState()
+
+    async def feed(self) -> None:
+        """Hands jobs from the queue to the engine, for ever."""
+        while True:
+            await self._has_room.wait()
+            job_id = await self._service.queue.take()
+            job = self._service.find(job_id)
+            if job is None or job.status.is_final:
+                continue
+            self._in_engine[job_id] = Gathered()
+            if len(self._in_engine) > AHEAD:
+                self._has_room.clear()
+            self._engine.submit(Submission(job_id, job.recipe, self._service.catalog.model(job.recipe.model)))
+
+    def cancel(self, job_id: str, error: DaguerreError) -> None:
+        """Stops a job that the engine has."""
+        self._engine.cancel(job_id, error)
+
+    def receive(self, event: Event) -> None:
+        """One event of the engine."""
+        match event:
+            case ModelLoading() | ModelReady() | ModelAbsent() | EngineDied():
+                self._receive_state(event)
+            case Started(job_id):
+                self._service.changed(job_id, status=Status.RUNNING, started_at=time.time())
+            case Stepped(job_id, index, step, steps):
+                job = self._service.find(job_id)
+                if job is not None:
+                    total = steps * job.recipe.count
+                    self._service.changed(job_id, step=steps * index + step, steps=total)
+            case Painted():
+                task = asyncio.get_running_loop().create_task(self._finish(event))
+                self._writing.add(task)
+                task.add_done_callback(self._writing.discard)
+            case RunEnded(job_id, error):
+                self._leave(job_id)
+                self._service.failed(job_id, error)
+
+    def _receive_state(self, event: ModelLoading | ModelReady | ModelAbsent | EngineDied) -> None:
+        match event:
+            case ModelLoading(model, stage):
+                self.state.stage = f"{model}: {stage}" if model else stage
+                log.info("%s", self.state.stage)
+            case ModelReady(model, device, dtype, seconds):
+                self.state.ready, self.state.error = event, None
+                log.info("%s is ready on %s in %s after %.1f s", model, device, dtype, seconds)
+            case ModelAbsent(model, error):
+                if self.state.ready is None:
+                    self.state.error = error
+                log.error("%s: %s", model, error)
+            case EngineDied(error):
+                self.state.error = error
+                self._service.engine_died(NotReady(error.message))
+
+    async def _finish(self, painted: Painted) -> None:
+        """Encodes and writes a picture off the loop; the last one of a job ends it."""
+        job = self._service.find(painted.job_id)
+        gathered = self._in_engine.get(painted.job_id)
+        if job is None or gathered is None or job.status.is_final:
+            self._leave(painted.job_id)
+            return
+        loop = asyncio.get_running_loop()
+        try:
+            image, seconds = await loop.run_in_executor(self._codec, self._keep, job, painted)
+        except DaguerreError as error:
+            self._fail(job, error)
+        except OSError:
+            log.exception("job %s: its picture could not be written", job.id)
+            self._fail(job, JobFailed("the picture could not be written; the server's log says why"))
+        else:
+            gathered.images[painted.index] = image
+            gathered.timings = _added(gathered.timings, painted, seconds)
+            if len(gathered.images) == job.recipe.count:
+                self._leave(job.id)
+                queued = (job.started_at or job.created_at) - job.created_at
+                self._service.succeeded(
+                    job.id,
+                    images=tuple(gathered.images[index] for index in sorted(gathered.images)),
+                    timings=msgspec.structs.replace(gathered.timings, queue=queued),
+                )
+
+    def _keep(self, job: Job, painted: Painted) -> tuple[Image, float]:
+        """In the codec pool: waits for the pixels there, so that neither the engine nor the loop has to."""
+        return pictures.keep(self._files, painted.pixels.array(), job.recipe, job.id, painted.index)
+
+    def _fail(self, job: Job, error: DaguerreError) -> None:
+        self._engine.cancel(job.id, error)  # its other pictures, if any are still to come
+        self._leave(job.id)
+        self._service.failed(job.id, error)
+
+    def _leave(self, job_id: str) -> None:
+        self._in_engine.pop(job_id, None)
+        if len(self._in_engine) <= AHEAD:
+            self._has_room.set()
+
+
+def _added(timings: Timings, painted: Painted, png_seconds: float) -> Timings:
+    return Timings(
+        encode=timings.encode + painted.encode_seconds,
+        denoise=timings.denoise + painted.denoise_seconds,
+        decode=timings.decode + painted.decode_seconds,
+        png=timings.png + png_seconds,
+    )

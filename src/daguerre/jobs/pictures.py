@@ -1,0 +1,31 @@
+"""Owns finished pictures: pixels to a file that says how it was made, under the name that a job's picture has."""
+
+import hashlib
+import time
+from datetime import UTC, datetime
+
+from daguerre import imaging, infotext
+from daguerre.job import Image
+from daguerre.recipe import Recipe
+from daguerre.store.files import Files
+
+
+def encode(pixels: imaging.Pixels, recipe: Recipe, seed: int) -> bytes:
+    """The picture as bytes in the recipe's format, with its recipe inside."""
+    return imaging.encode(pixels, recipe.format, recipe.quality, infotext.chunks(recipe, seed))
+
+
+def keep(files: Files, pixels: imaging.Pixels, recipe: Recipe, job_id: str, index: int) -> tuple[Image, float]:
+    """Encodes and writes picture ``index`` of a job; gives it, and the seconds that it took.
+
+    Raises:
+        OSError: it could not be written.
+    """
+    began = time.perf_counter()
+    seed = recipe.seed + index
+    data = encode(pixels, recipe, seed)
+    name = files.name(datetime.now(UTC), recipe.model, job_id, index if recipe.count > 1 else None, recipe.format)
+    files.write(name, data)
+    height, width, _ = pixels.shape
+    image = Image(name, seed, width, height, recipe.format, len(data), hashlib.sha256(data).hexdigest())
+    return image, time.perf_counter() - began

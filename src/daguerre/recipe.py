@@ -1,0 +1,256 @@
+"""Owns the recipe: what to paint. A draft is what a client asked for; a recipe is a draft with nothing left open."""
+
+import re
+import types
+import typing
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Protocol
+
+import msgspec
+from msgspec import Meta
+
+from daguerre.errors import FieldError, InvalidRecipe
+
+Format = Literal["png", "jpeg", "webp"]
+PromptSyntax = Literal["compel", "plain"]
+
+MAX_SEED = 2**63 - 1
+MAX_COUNT = 8
+RANDOM_SEEDS = 2**32  # random seeds stay below this, so that every tool can hold them
+METADATA_BYTES = 4096
+
+#: Other tools' names for our fields.
+ALIASES = {
+    "model_id": "model",
+    "num_inference_steps": "steps",
+    "n": "count",
+    "num_images": "count",
+    "sampler": "scheduler",
+}
+
+Side = Annotated[int, Meta(ge=64, le=2048)]
+
+
+class Draft(msgspec.Struct, frozen=True, kw_only=True):
+    """A recipe as a client asked for it: what is absent follows from the model. The bounds here are the wire's."""
+
+    prompt: Annotated[str, Meta(min_length=1, max_length=10_000, description="What the picture shows.")]
+    negative_prompt: Annotated[str, Meta(max_length=10_000, description="What it must not show.")] | None = None
+    model: Annotated[str, Meta(max_length=200, description="A name from the catalogue.")] | None = None
+    style: Annotated[str, Meta(max_length=200, description="A style from the catalogue.")] | None = None
+    width: Side | None = None
+    height: Side | None = None
+    steps: Annotated[int, Meta(ge=1, le=150, description="Denoising steps.")] | None = None
+    guidance_scale: Annotated[float, Meta(ge=0, le=30, description="How closely to follow the prompt.")] | None = None
+    seed: Annotated[int, Meta(ge=-1, le=MAX_SEED, description="-1 or absent: random.")] | None = None
+    count: Annotated[int, Meta(ge=1, le=MAX_COUNT, description="Pictures; picture i has seed + i.")] = 1
+    scheduler: Annotated[str, Meta(max_length=100)] | None = None
+    prompt_syntax: PromptSyntax = "compel"
+    clip_skip: Annotated[int, Meta(ge=0, le=4)] = 0
+    format: Format | None = None
+    quality: Annotated[int, Meta(ge=1, le=100, description="Of JPEG and WebP.")] = 90
+    reproducible: bool = False
+    metadata: dict[str, Any] = {}
+
+
+class Recipe(msgspec.Struct, frozen=True, kw_only=True):
+    """What to paint, complete: the same recipe on the same machine gives the same picture. Sizes are in pixels."""
+
+    prompt: str
+    negative_prompt: str
+    model: str
+    style: str | None
+    width: int
+    height: int
+    steps: int
+    guidance_scale: float
+    seed: int
+    count: int
+    scheduler: str
+    prompt_syntax: PromptSyntax
+    clip_skip: int
+    format: Format
+    quality: int
+    reproducible: bool
+    metadata: dict[str, Any]
+
+
+class Defaults(Protocol):
+    """What a recipe needs to know of the model that will paint it."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def native_size(self) -> tuple[int, int]: ...
+    @property
+    def size_factor(self) -> int: ...
+    @property
+    def max_area(self) -> int: ...
+    @property
+    def steps(self) -> int: ...
+    @property
+    def guidance_scale(self) -> float: ...
+    @property
+    def negative_prompt(self) -> str: ...
+    @property
+    def scheduler(self) -> str: ...
+    @property
+    def schedulers(self) -> tuple[str, ...]: ...
+
+
+def parse(fields: Mapping[str, Any]) -> Draft:
+    """Checks the fields of a request one by one.
+
+    Raises:
+        InvalidRecipe: naming every field that is unknown, missing or out of bounds.
+    """
+    errors: list[FieldError] = []
+    given: dict[str, Any] = {}
+    for sent, value in _split_resolution(fields, errors).items():
+        name = ALIASES.get(sent, sent)
+        if name not in _TYPES:
+            errors.append(FieldError(_shown(sent), "unknown field"))
+        elif name in given:
+            errors.append(FieldError(sent, f"given twice, under two of its names; the field is {name!r}"))
+        else:
+            given[name] = _convert(sent, value, _TYPES[name], errors)
+    if "prompt" not in given:
+        errors.append(FieldError("prompt", "required"))
+    if len(msgspec.json.encode(given.get("metadata") or {})) > METADATA_BYTES:
+        errors.append(FieldError("metadata", f"larger than {METADATA_BYTES} bytes of JSON"))
+    if errors:
+        raise InvalidRecipe(errors)
+    # An explicit null means the same as an absent field.
+    return Draft(**{name: value for name, value in given.items() if value is not None})
+
+
+def resolve(draft: Draft, model: Defaults, random_seed: int, styles: Mapping[str, "Style"]) -> Recipe:
+    """Fills what the draft leaves open from the model's defaults, and checks what depends on the model.
+
+    Raises:
+        InvalidRecipe: naming every field that this model cannot do.
+    """
+    errors: list[FieldError] = []
+    width, height = draft.width or model.native_size[0], draft.height or model.native_size[1]
+    for name, side in (("width", width), ("height", height)):
+        if side % model.size_factor:
+            errors.append(FieldError(name, f"must be a multiple of {model.size_factor} for {model.name!r}"))
+    if width * height > model.max_area:
+        errors.append(
+            FieldError("width", f"{width}×{height} is more than the {model.max_area} pixels that {model.name!r} does")
+        )
+    scheduler = draft.scheduler or model.scheduler
+    if scheduler not in model.schedulers:
+        errors.append(FieldError("scheduler", f"must be one of {', '.join(model.schedulers)} for {model.name!r}"))
+    seed = random_seed if draft.seed in (None, -1) else draft.seed
+    assert seed is not None
+    if seed + draft.count - 1 > MAX_SEED:
+        errors.append(FieldError("seed", f"seed + count - 1 must be at most {MAX_SEED}"))
+    if draft.style is not None and draft.style not in styles:
+        errors.append(FieldError("style", f"must be one of {', '.join(styles) or 'none'}"))
+    if errors:
+        raise InvalidRecipe(errors)
+    negative = model.negative_prompt if draft.negative_prompt is None else draft.negative_prompt
+    prompt = draft.prompt
+    if draft.style is not None:
+        prompt, negative = styles[draft.style].applied(prompt, negative)
+    return Recipe(
+        prompt=prompt,
+        negative_prompt=negative,
+        model=model.name,
+        style=draft.style,
+        width=width,
+        height=height,
+        steps=model.steps if draft.steps is None else draft.steps,
+        guidance_scale=model.guidance_scale if draft.guidance_scale is None else draft.guidance_scale,
+        seed=seed,
+        count=draft.count,
+        scheduler=scheduler,
+        prompt_syntax=draft.prompt_syntax,
+        clip_skip=draft.clip_skip,
+        format=draft.format or "png",
+        quality=draft.quality,
+        reproducible=draft.reproducible,
+        metadata=draft.metadata,
+    )
+
+
+class Style(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Words that a style puts around a prompt; ``{prompt}`` stands for the user's own."""
+
+    prompt: str = "{prompt}"
+    negative_prompt: str = ""
+    description: str = ""
+
+    def applied(self, prompt: str, negative_prompt: str) -> tuple[str, str]:
+        """The prompt and the negative prompt with the style's words."""
+        negative = ", ".join(part for part in (negative_prompt, self.negative_prompt) if part)
+        return self.prompt.replace("{prompt}", prompt), negative
+
+
+_RESOLUTION = re.compile(r"(\d{1,5})[x×](\d{1,5})")
+
+
+def _split_resolution(fields: Mapping[str, Any], errors: list[FieldError]) -> dict[str, Any]:
+    """Replaces ``resolution: "1024x1536"`` by width and height."""
+    rest = dict(fields)
+    resolution = rest.pop("resolution", None)
+    if resolution is None:
+        return rest
+    match = _RESOLUTION.fullmatch(resolution) if isinstance(resolution, str) else None
+    if match is None:
+        errors.append(FieldError("resolution", 'must look like "1024x1536"'))
+    elif "width" in rest or "height" in rest:
+        errors.append(FieldError("resolution", "give either resolution, or width and height"))
+    else:
+        rest["width"], rest["height"] = int(match[1]), int(match[2])
+    return rest
+
+
+_TYPES: dict[str, Any] = typing.get_type_hints(Draft, include_extras=True)
+
+
+def _convert(name: str, value: Any, kind: Any, errors: list[FieldError]) -> Any:
+    """The value as its field's type; what is wrong with it goes to ``errors``."""
+    if value is None and name != "prompt":
+        return None
+    try:
+        converted = msgspec.convert(value, kind)
+        _encode_text(converted)
+    except msgspec.ValidationError as error:
+        errors.append(FieldError(name, _plain(str(error), kind)))
+    except UnicodeEncodeError:
+        errors.append(FieldError(name, "is not valid Unicode text"))
+    else:
+        return converted
+    return None
+
+
+def _encode_text(value: Any) -> None:
+    """Raises UnicodeEncodeError for half of a surrogate pair, which JSON can spell and UTF-8 cannot."""
+    if isinstance(value, str):
+        value.encode()
+    elif isinstance(value, dict):
+        msgspec.json.encode(value).decode().encode()
+
+
+def _plain(message: str, kind: Any) -> str:
+    """msgspec's message without its JSON path, in lower case, with the allowed values of a choice."""
+    message = message.split(" - at `")[0]
+    choices = _choices(kind)
+    if choices and "Invalid enum value" in message:
+        return f"must be one of {', '.join(choices)}"
+    return message[:1].lower() + message[1:]
+
+
+def _choices(kind: Any) -> tuple[str, ...]:
+    if typing.get_origin(kind) is Literal:
+        return typing.get_args(kind)
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        return next((found for arm in typing.get_args(kind) if (found := _choices(arm))), ())
+    return ()
+
+
+def _shown(name: str) -> str:
+    """A field name that somebody else chose, cut to what is fit to print."""
+    return name[:80].encode("unicode_escape").decode("ascii")

@@ -1,0 +1,129 @@
+"""Owns the settings: one frozen tree from daguerre.toml, the environment and the command line; the only reader of both."""
+
+import ipaddress
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from daguerre.errors import SettingsError
+
+PREFIX = "DAGUERRE_"
+CONFIG_FILE = Path("daguerre.toml")
+
+Seconds = Annotated[float, Meta(gt=0)]
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Everything that can be set. A key here is the key in daguerre.toml, and in upper case after DAGUERRE_ a variable."""
+
+    #: Address to listen on. Anything but loopback needs authentication or --insecure.
+    host: str = "127.0.0.1"
+    #: Port to listen on; 0 takes a free one.
+    port: Annotated[int, Meta(ge=0, le=65535)] = 8000
+    #: Host names that requests may name beside the address listened on; "*" allows all.
+    allowed_hosts: tuple[str, ...] = ("localhost",)
+    #: Model that serves requests which name none.
+    default_model: str = "demo-xl"
+    #: auto takes CUDA, then Apple's MPS, then the CPU.
+    device: Annotated[str, Meta(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = "auto"
+    #: auto is bfloat16 on capable cards, float16 on older ones, float32 on the CPU.
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    #: Folder of models and of catalog.toml.
+    weights: Path = Path("weights")
+    #: Folder that finished pictures are written to.
+    outputs: Path = Path("outputs")
+    #: Jobs that may wait; more are refused with 503.
+    queue_limit: Annotated[int, Meta(ge=1)] = 100
+    #: A job that has waited and run this long is ended with 504.
+    job_timeout: Seconds = 600.0
+    #: How long a finished job is remembered.
+    result_ttl: Seconds = 3600.0
+    #: Largest request body, in bytes.
+    body_limit: Annotated[int, Meta(ge=1024)] = 32 * 1024 * 1024
+    #: A request that has not arrived whole after this is answered 408 and its connection closed.
+    receive_timeout: Seconds = 30.0
+    #: Connections open at once; more are closed at once.
+    connection_limit: Annotated[int, Meta(ge=1)] = 10_000
+    #: After SIGTERM, running jobs have this long to finish.
+    grace_timeout: Seconds = 20.0
+    #: Ways to authenticate; none is for loopback only.
+    auth: Literal["none"] = "none"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can reach the server."""
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
+
+
+def load(
+    flags: Mapping[str, Any], environ: Mapping[str, str] = os.environ, config: Path | None = None
+) -> tuple[Settings, dict[str, str]]:
+    """The settings in force and where each came from: a flag, over the environment, over the file, over the default.
+
+    Raises:
+        SettingsError: a key is unknown or a value cannot be; the message names the key and its source.
+    """
+    values: dict[str, Any] = {}
+    origins = dict.fromkeys(Settings.__struct_fields__, "default")
+    for source, layer in (
+        *_file_layers(config, environ),
+        ("environment", _from_environ(environ)),
+        ("command line", {key: value for key, value in flags.items() if value is not None}),
+    ):
+        for key, value in layer.items():
+            values[key] = _checked(key, value, source)
+            origins[key] = source
+    return Settings(**values), origins
+
+
+def _file_layers(config: Path | None, environ: Mapping[str, str]) -> list[tuple[str, dict[str, Any]]]:
+    named = config or (Path(environ[PREFIX + "CONFIG"]) if environ.get(PREFIX + "CONFIG") else None)
+    path = named or CONFIG_FILE
+    if named is None and not path.exists():
+        return []
+    try:
+        return [(path.name, tomllib.loads(path.read_text()))]
+    except OSError as error:
+        raise SettingsError(f"{path}: cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise SettingsError(f"{path}: not TOML: {error}") from None
+
+
+def _from_environ(environ: Mapping[str, str]) -> dict[str, Any]:
+    """The DAGUERRE_* variables by key; lists are joined by commas."""
+    found: dict[str, Any] = {}
+    for name, value in environ.items():
+        if name.startswith(PREFIX) and name != PREFIX + "CONFIG":
+            found[name.removeprefix(PREFIX).lower()] = value
+    return found
+
+
+_FIELDS = {field.name: field for field in msgspec.structs.fields(Settings)}
+
+
+def _checked(key: str, value: Any, source: str) -> Any:
+    if key not in _FIELDS:
+        raise SettingsError(f"unknown setting {key!r} ({source}); known are: {', '.join(_FIELDS)}")
+    kind = _FIELDS[key].type
+    if isinstance(value, str) and kind == tuple[str, ...]:
+        value = [part.strip() for part in value.split(",") if part.strip()]
+    try:
+        # Text from the environment and the command line may spell numbers; a TOML file has real ones.
+        return msgspec.convert(value, kind, strict=source not in ("environment", "command line"), dec_hook=_path)
+    except msgspec.ValidationError as error:
+        raise SettingsError(f"setting {key!r} ({source}): {error}") from None
+
+
+def _path(kind: type, value: Any) -> Any:
+    if kind is Path and isinstance(value, str | Path):
+        return Path(value).expanduser()
+    raise msgspec.ValidationError(f"expected a path, got {value!r}")

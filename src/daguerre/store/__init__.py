@@ -1,0 +1,1 @@
+"""What outlives the process: the picture files and the journal of jobs."""

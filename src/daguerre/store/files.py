@@ -1,0 +1,107 @@
+"""Owns the picture files on disk: their names, and that a name is either a whole file or nothing."""
+
+import contextlib
+import errno
+import os
+import re
+import stat
+from datetime import datetime
+from pathlib import Path
+
+from daguerre.recipe import Format
+
+EXTENSIONS: dict[Format, str] = {"png": "png", "jpeg": "jpg", "webp": "webp"}
+
+# Names hold nothing that a path, a URL or a shell reads as more than a letter; a leading dot is for unfinished files.
+_PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
+_NOT_PLAIN = re.compile(r"[^A-Za-z0-9._-]+")
+_MODEL_LENGTH = 64
+_UNFINISHED = ".unfinished-"
+
+
+class Files:
+    """The pictures of one folder, which is made if it is not there."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder = folder
+
+    def name(
+        self,
+        now: datetime,
+        model: str,
+        job_id: str,
+        index: int | None = None,
+        format: Format = "png",  # noqa: A002 - the recipe's word
+    ) -> str:
+        """What a picture of a job is called; ``index`` tells the pictures of one job apart.
+
+        Names sort by their time. The id's last eight digits are the random end of a UUIDv7.
+        """
+        short_id = job_id.replace("-", "")[-8:]
+        parts = [f"{now:%Y%m%d_%H%M%S}", _NOT_PLAIN.sub("-", model)[:_MODEL_LENGTH], short_id]
+        if index is not None:
+            parts.append(str(index))
+        return f"{'_'.join(parts)}.{EXTENSIONS[format]}"
+
+    def write(self, name: str, data: bytes) -> Path:
+        """Writes a file that is there after a power cut, or raises and leaves nothing behind.
+
+        Raises:
+            ValueError: the name is not a plain one.
+            FileExistsError: there is a file of that name, or one is being written.
+            OSError: the disk is full, the folder is read-only, and the like.
+        """
+        if not _PLAIN.fullmatch(name):
+            raise ValueError("a picture's name has only letters, digits, dots, dashes and underscores")
+        path = self._folder / name
+        written = self._folder / f"{_UNFINISHED}{name}"
+        # The unfinished file is also the lock of its name: who holds it may look for the name and then take it.
+        with written.open("xb", buffering=0) as file:
+            try:
+                _write_all(file.fileno(), data)
+                _check_is_free(path)
+                written = written.rename(path)
+                _sync_folder(self._folder)
+            except BaseException:
+                with contextlib.suppress(OSError):  # the first failure is the one to tell
+                    written.unlink()
+                raise
+        return path
+
+    def find(self, name: str) -> Path | None:
+        """The file of that name; nothing for whatever is not a plain name of a file that lies in the folder itself."""
+        if not _PLAIN.fullmatch(name):
+            return None
+        path = self._folder / name
+        try:
+            is_file = stat.S_ISREG(path.lstat().st_mode)
+        except FileNotFoundError:
+            return None
+        return path if is_file else None
+
+    def sweep(self) -> None:
+        """Removes the files that a crash left unfinished; only for a start, when nothing is being written."""
+        for path in self._folder.glob(f"{_UNFINISHED}*"):
+            path.unlink()
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]
+    os.fsync(descriptor)
+
+
+def _check_is_free(path: Path) -> None:
+    if os.path.lexists(path):  # a rename would replace it without a word
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes the folder's list of names durable, which the file's own fsync does not."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
