@@ -2,14 +2,14 @@
 
 from typing import TYPE_CHECKING, Any
 
+from daguerre.version import __version__
+
 if TYPE_CHECKING:
     from daguerre.engine import Engine
     from daguerre.recipe import Draft, Recipe
     from daguerre.studio import Studio
 
-__version__ = "0.1.0"
-
-__all__ = ["Draft", "Engine", "Recipe", "Studio"]
+__all__ = ["Draft", "Engine", "Recipe", "Studio", "__version__"]
 
 _HOMES = {
     "Draft": "daguerre.recipe",

@@ -1,4 +1,4 @@
-"""Owns the catalogue: which models and styles exist, and what each model is by default. It reads folders, never weights."""
+"""Owns the catalogue: which models and styles exist, and what each is by default. It reads folders, never weights."""
 
 import json
 import tomllib

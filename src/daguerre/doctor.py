@@ -9,10 +9,10 @@ from pathlib import Path
 
 import msgspec
 
-import daguerre
 from daguerre import catalog
 from daguerre.errors import DaguerreError
 from daguerre.settings import Settings
+from daguerre.version import __version__
 
 LIBRARIES = ("torch", "diffusers", "transformers", "compel", "starlette", "uvicorn", "pillow")
 LOW_DISK = 2 * 1024**3
@@ -38,7 +38,7 @@ def examine(settings: Settings) -> list[Finding]:
 
 
 def _versions() -> Iterator[Finding]:
-    yield Finding("daguerre", f"{daguerre.__version__} on Python {platform.python_version()}, {platform.machine()}")
+    yield Finding("daguerre", f"{__version__} on Python {platform.python_version()}, {platform.machine()}")
     found = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in LIBRARIES)
     yield Finding("libraries", found)
 

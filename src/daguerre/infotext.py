@@ -5,15 +5,15 @@ from collections.abc import Mapping
 
 import msgspec
 
-import daguerre
 from daguerre.recipe import Recipe
 from daguerre.samplers import DIFFUSION, FLOW
+from daguerre.version import __version__
 
 
 def chunks(recipe: Recipe, seed: int) -> dict[str, str]:
     """The text chunks of one picture, by their PNG keywords."""
     own = {name: value for name, value in msgspec.to_builtins(recipe).items() if name not in ("count", "quality")}
-    own |= {"seed": seed, "version": daguerre.__version__}
+    own |= {"seed": seed, "version": __version__}
     return {"parameters": infotext(recipe, seed), "daguerre": json.dumps(own, ensure_ascii=True)}
 
 
@@ -32,7 +32,7 @@ def infotext(recipe: Recipe, seed: int) -> str:
     }
     if recipe.clip_skip:
         pairs["Clip skip"] = recipe.clip_skip + 1  # AUTOMATIC1111 counts the last layer as 1
-    pairs["Version"] = f"daguerre {daguerre.__version__}"
+    pairs["Version"] = f"daguerre {__version__}"
     negative = [f"Negative prompt: {recipe.negative_prompt}"] if recipe.negative_prompt else []
     return "\n".join([recipe.prompt, *negative, _line(pairs)])
 

@@ -1,4 +1,4 @@
-"""Owns the names of the schedulers (AUTOMATIC1111 calls them samplers): which diffusers class and options each name means."""
+"""Owns the names of the schedulers (AUTOMATIC1111: samplers): which diffusers class and options each name means."""
 
 import msgspec
 

@@ -1,4 +1,4 @@
-"""Owns the settings: one frozen tree from daguerre.toml, the environment and the command line; the only reader of both."""
+"""Owns the settings: one frozen tree from daguerre.toml, the environment and the command line."""
 
 import ipaddress
 import os
@@ -19,7 +19,7 @@ Seconds = Annotated[float, Meta(gt=0)]
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Everything that can be set. A key here is the key in daguerre.toml, and in upper case after DAGUERRE_ a variable."""
+    """Everything that can be set. A key is the key in daguerre.toml, and in upper case after DAGUERRE_ a variable."""
 
     #: Address to listen on. Anything but loopback needs authentication or --insecure.
     host: str = "127.0.0.1"

@@ -1,4 +1,4 @@
-"""Owns conditioning: prompts to embeddings, by Compel where it knows the text encoders, kept for prompts that come again."""
+"""Owns conditioning: prompts to embeddings, by Compel where it knows the encoders, kept for when they come again."""
 
 from collections import OrderedDict
 from collections.abc import Callable

@@ -238,7 +238,7 @@ class Engine:
         )
 
     def _end_job(self, state: State, job_id: str, error: DaguerreError) -> None:
-        """Ends all pictures of a job: the waiting ones are dropped, the running ones unwound. Tells so once, if any was left."""
+        """Ends a job: its waiting pictures are dropped, its running ones unwound. Tells so once, if any was left."""
         waiting = [painting for painting in state.waiting if painting.submission.id == job_id]
         running = [run for run, painting in state.running.items() if painting.submission.id == job_id]
         was_known = bool(waiting or running) or job_id in state.started

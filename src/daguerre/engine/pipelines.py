@@ -48,7 +48,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The dtype that a setting means; ``auto`` is bfloat16 where the card computes in it, else float16; float32 on a CPU."""
+    """The dtype that a setting means; ``auto`` is bfloat16 where the card has it, else float16; float32 on a CPU."""
     if name != "auto":
         dtype: torch.dtype = getattr(torch, name)
         return dtype

@@ -1,8 +1,8 @@
 """Owns the rendezvous: unmodified pipelines run in greenlets of their own and meet at the denoiser.
 
 A pipeline calls its denoiser as it always does. Inside a run, that call computes nothing: it hands a `Call` to the
-engine's greenlet and waits there until the engine resumes it with the output. So the engine decides, forward by forward,
-who goes on; and an exception thrown into a waiting run unwinds the pipeline as Python does.
+engine's greenlet and waits there until the engine resumes it with the output. So the engine decides, forward by
+forward, who goes on; and an exception thrown into a waiting run unwinds the pipeline as Python does.
 """
 
 import functools

@@ -1,1 +1,1 @@
-"""The HTTP side: routes in one table, a file for each noun, wire formats, problems, the gate, and the listening server."""
+"""The HTTP side: routes in one table, a file for each noun, wire formats, problems, the gate, the listening server."""

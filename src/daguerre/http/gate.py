@@ -20,7 +20,7 @@ SECURITY_HEADERS = [
 
 
 class RequestId:
-    """Names every request, after the client's own X-Request-Id if it is fit to be logged, and adds the fixed headers."""
+    """Names every request, by the client's own X-Request-Id if it is fit to be logged, and adds the fixed headers."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

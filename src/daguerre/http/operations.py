@@ -7,9 +7,9 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-import daguerre
 from daguerre.errors import DaguerreError, NotReady
 from daguerre.http.state import State
+from daguerre.version import __version__
 
 
 async def ping(_request: Request[State]) -> Response:
@@ -39,7 +39,7 @@ async def health(request: Request[State]) -> Response:
         {
             "status": "ok" if error is None else error.code,
             "detail": "" if error is None else error.message,
-            "version": daguerre.__version__,
+            "version": __version__,
             "model": state["settings"].default_model,
             "device": engine.ready.device if engine.ready else None,
             "dtype": engine.ready.dtype if engine.ready else None,

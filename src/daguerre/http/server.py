@@ -22,58 +22,71 @@ log = logging.getLogger(__name__)
 _RECEIVED = (h11.DONE, h11.MUST_CLOSE, h11.CLOSED, h11.ERROR, h11.SWITCHED_PROTOCOL)
 
 
-def protocol(receive_timeout: float, connection_limit: int) -> type[H11Protocol]:
-    """uvicorn's HTTP protocol with what it lacks: no client may take longer than that to send a request."""
+class Config(uvicorn.Config):
+    """uvicorn's configuration with what its protocol lacks."""
 
-    class DeadlineProtocol(H11Protocol):
-        """Answers 408 to a request that has not arrived whole in time, counted from the connection's first moment."""
+    def __init__(self, app: "Application", receive_timeout: float, connection_limit: int, **options: Any) -> None:
+        super().__init__(app, http=DeadlineProtocol, **options)
+        self.receive_timeout = receive_timeout
+        self.connection_limit = connection_limit
 
-        _deadline: asyncio.TimerHandle | None = None
 
-        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-            super().connection_made(transport)
-            if len(self.connections) > connection_limit:
-                transport.abort()
-                return
+class DeadlineProtocol(H11Protocol):
+    """uvicorn's HTTP protocol with a deadline: a request that has not arrived whole in time is answered 408.
+
+    The time runs from the connection's first moment, or from the first byte of a later request.
+    """
+
+    config: Config
+    _deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """A client has connected."""
+        super().connection_made(transport)
+        if len(self.connections) > self.config.connection_limit:
+            transport.abort()
+            return
+        self._start()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """A client has gone."""
+        self._stop()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """A client has sent something; the deadline stands until it is a whole request."""
+        super().data_received(data)
+        if self.conn.their_state in _RECEIVED:
+            self._stop()
+        else:
             self._start()
 
-        def connection_lost(self, exc: Exception | None) -> None:
-            self._stop()
-            super().connection_lost(exc)
+    def on_response_complete(self) -> None:
+        """A request has been answered; from here uvicorn's own keep-alive timer runs."""
+        self._stop()
+        super().on_response_complete()
 
-        def data_received(self, data: bytes) -> None:
-            super().data_received(data)
-            if self.conn.their_state in _RECEIVED:
-                self._stop()
-            else:
-                self._start()
+    def _start(self) -> None:
+        if self._deadline is None:
+            self._deadline = self.loop.call_later(self.config.receive_timeout, self._too_slow)
 
-        def on_response_complete(self) -> None:
-            self._stop()
-            super().on_response_complete()
-
-        def _start(self) -> None:
-            if self._deadline is None:
-                self._deadline = self.loop.call_later(receive_timeout, self._too_slow)
-
-        def _stop(self) -> None:
-            if self._deadline is not None:
-                self._deadline.cancel()
-                self._deadline = None
-
-        def _too_slow(self) -> None:
+    def _stop(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
             self._deadline = None
-            if self.transport.is_closing():
-                return
-            is_silent = self.cycle is None or self.cycle.response_complete or not self.cycle.response_started
-            if self.cycle is not None and not self.cycle.response_complete:
-                self.cycle.disconnected = True
-                self.cycle.message_event.set()
-            if is_silent:
-                self.transport.write(_timeout_answer())
-            self.transport.close()
 
-    return DeadlineProtocol
+    def _too_slow(self) -> None:
+        self._deadline = None
+        if self.transport.is_closing():
+            return
+        cycle = self.cycle
+        is_answering = cycle is not None and cycle.response_started and not cycle.response_complete
+        if cycle is not None and not cycle.response_complete:
+            cycle.disconnected = True
+            cycle.message_event.set()
+        if not is_answering:
+            self.transport.write(_timeout_answer())
+        self.transport.close()
 
 
 def _timeout_answer() -> bytes:
@@ -123,7 +136,9 @@ class Server(uvicorn.Server):
 class Application(Protocol):
     """An ASGI application that knows how to end what it has at hand."""
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None: ...
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serves one connection."""
+        ...
 
     async def drain(self) -> None:
         """Takes no more work and sees the rest to its end."""
@@ -131,11 +146,12 @@ class Application(Protocol):
 
 def make_server(app: Application, settings: Settings) -> Server:
     """A server that has not begun to listen; ``run()`` returns when it has been told to stop and has drained."""
-    config = uvicorn.Config(
+    config = Config(
         app,
+        settings.receive_timeout,
+        settings.connection_limit,
         host=settings.host,
         port=settings.port,
-        http=protocol(settings.receive_timeout, settings.connection_limit),
         ws="none",
         lifespan="on",
         log_config=None,

@@ -3,7 +3,7 @@
 import base64
 import json
 from datetime import UTC, datetime
-from typing import Any, NoReturn, cast, get_args
+from typing import Any, NoReturn, get_args
 
 import msgspec
 
@@ -93,7 +93,7 @@ def _picture(kind: str, asked: Format | None) -> Format | None:
         return asked or "png"
     named = kind.removeprefix("image/")
     if named in FORMATS and asked in (None, named):
-        return cast("Format", named)
+        return named
     return None
 
 
@@ -156,7 +156,8 @@ class WireJob(msgspec.Struct, frozen=True):
 
 def wire_job(job: Job, pictures: list[bytes]) -> WireJob:
     """A job with its pictures, if any are to be sent along."""
-    contents = [base64.b64encode(picture).decode() for picture in pictures] or [None] * len(job.images)
+    contents: list[str | None] = [base64.b64encode(picture).decode() for picture in pictures]
+    contents = contents or [None] * len(job.images)
     images = [
         WireImage(f"/outputs/{i.filename}", i.filename, i.seed, i.width, i.height, i.format, i.bytes, i.sha256, b64)
         for i, b64 in zip(job.images, contents, strict=True)

@@ -1,4 +1,4 @@
-"""Owns dispatch: feeds queued jobs to the engine and turns the engine's events into pictures on disk and states of jobs."""
+"""Owns dispatch: feeds queued jobs to the engine, and turns its events into pictures on disk and states of jobs."""
 
 import asyncio
 import dataclasses
@@ -47,7 +47,7 @@ class Gathered:
     """The pictures of a job that are written so far, and the seconds of their phases summed."""
 
     images: dict[int, Image] = dataclasses.field(default_factory=dict)
-    timings: Timings = Timings()
+    timings: Timings = dataclasses.field(default_factory=Timings)
 
 
 class Dispatch:
