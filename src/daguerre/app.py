@@ -67,12 +67,13 @@ class Daguerre(Starlette):
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to tell
                 loop.call_soon_threadsafe(dispatch.receive, event)
 
-        engine = Engine(emit, settings.device, settings.dtype)
+        engine = Engine(emit, settings.device, settings.dtype, settings.max_runs)
         service = JobService(
             catalog,
-            Queue(settings.queue_limit),
+            Queue(),
             Hub(),
             engine.cancel,
+            queue_limit=settings.queue_limit,
             job_timeout=settings.job_timeout,
             result_ttl=settings.result_ttl,
         )

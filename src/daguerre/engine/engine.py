@@ -3,25 +3,32 @@
 Two crossings touch the thread: the inbox, and ``emit``, which is called on it. So nothing in here needs a lock.
 """
 
+import gc
 import logging
 import threading
-from collections import deque
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from daguerre.catalog import Model
-from daguerre.engine.events import EngineDied, Event, ModelLoading, Painted, RunEnded, Started, Stepped
+from daguerre.engine.events import EngineDied, Event, ModelLoading, Painted, Pixels, RunEnded, Started, Stepped
 from daguerre.engine.residency import Loaded, Residency
+from daguerre.engine.scheduler import Entrant, Scheduler, Waiting, bucket
 from daguerre.errors import DaguerreError, JobCancelled, JobFailed, NotReady, OutOfMemory
 from daguerre.recipe import Recipe
 
 if TYPE_CHECKING:
+    from daguerre.engine.pace import Pace
     from daguerre.engine.pipelines import Pipeline, Timer
     from daguerre.engine.rendezvous import Call, Run
+    from daguerre.engine.replay import Record, Records
 
 log = logging.getLogger(__name__)
+
+#: Pictures under way at once, where nothing else says.
+MAX_RUNS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +38,7 @@ class Submission:
     id: str
     recipe: Recipe
     model: Model
+    client: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +70,15 @@ class Painting:
 
     submission: Submission
     index: int
-    run: "Run | None" = None
+    since: float  # monotonic seconds at which it began to wait, for its run or for its next forward
+    forwards: int  # that it still has to do, as far as is known
     timer: "Timer | None" = None
+    record: "Record | None" = None
+
+    @property
+    def job_id(self) -> str:
+        """Whose picture it is."""
+        return self.submission.id
 
 
 @dataclass(slots=True)
@@ -71,18 +86,28 @@ class State:
     """What the engine thread works on. Only that thread ever sees it."""
 
     residency: Residency
-    waiting: deque[Painting] = field(default_factory=deque)
+    scheduler: Scheduler
+    pace: "Pace[list[Waiting]]"
+    records: "Records"
+    waiting: list[Painting] = field(default_factory=list)
     running: dict["Run", Painting] = field(default_factory=dict)
-    calls: deque["Call"] = field(default_factory=deque)
+    calls: dict["Run", "Call"] = field(default_factory=dict)
     started: set[str] = field(default_factory=set)
     is_open: bool = True
 
+    def has_pictures_of(self, job_id: str) -> bool:
+        """Whether any picture of the job is still to be painted."""
+        return any(painting.job_id == job_id for painting in (*self.waiting, *self.running.values()))
+
 
 class Engine:
-    """Paints pictures on one thread. ``emit`` is called with every event, on that thread: it must not block."""
+    """Paints pictures on one thread. ``emit`` is called with every event, on that thread: it must not block.
+
+    At most ``max_runs`` pictures are under way at once; they share forwards where their calls allow it.
+    """
 
     def __init__(
-        self, emit: Callable[[Event], None], device: str = "auto", dtype: str = "auto", max_runs: int = 1
+        self, emit: Callable[[Event], None], device: str = "auto", dtype: str = "auto", max_runs: int = MAX_RUNS
     ) -> None:
         self._emit = emit
         self._device = device
@@ -126,14 +151,18 @@ class Engine:
         self._emit(ModelLoading("", "importing torch and diffusers"))
         import torch
 
+        from daguerre.engine.pace import Pace
+        from daguerre.engine.replay import Records
+
         # Once for the whole thread: a run must not leave a torch context open across a switch.
         torch.set_grad_enabled(False)
-        state = State(Residency(self._device, self._dtype, self._emit, self._inbox.put))
+        residency = Residency(self._device, self._dtype, self._emit, self._inbox.put)
+        state = State(residency, Scheduler(), Pace(residency.device), Records())
         while state.is_open:
             self._begin_runs(state)
             self._read_inbox(state)
             if state.calls:
-                self._step(state, state.calls.popleft())
+                self._step(state)
 
     def _read_inbox(self, state: State) -> None:
         """Takes all messages; waits for one only when there is nothing to compute."""
@@ -149,7 +178,8 @@ class Engine:
     def _take(self, state: State, message: Message) -> None:
         match message:
             case Submission(recipe=recipe):
-                state.waiting.extend(Painting(message, index) for index in range(recipe.count))
+                now = time.monotonic()
+                state.waiting.extend(Painting(message, index, now, recipe.steps) for index in range(recipe.count))
             case Cancel(job_id=job_id, error=error):
                 self._end_job(state, job_id, error)
             case Preload(model=model):
@@ -157,80 +187,158 @@ class Engine:
             case Loaded():
                 state.residency.take(message)
             case Close():
-                for job_id in {p.submission.id for p in (*state.waiting, *state.running.values())}:
+                for job_id in {painting.job_id for painting in (*state.waiting, *state.running.values())}:
                     self._end_job(state, job_id, JobCancelled("the server is shutting down"))
                 state.is_open = False
 
     def _begin_runs(self, state: State) -> None:
-        """Begins waiting pictures in their order, as far as their models are there and there is room."""
-        for painting in list(state.waiting):
-            if len(state.running) >= self._max_runs:
+        """Begins waiting pictures in the scheduler's order, as far as their models are there and there is room."""
+        while len(state.running) < self._max_runs:
+            ready = self._ready(state)
+            if not ready:
                 return
-            job_id = painting.submission.id
+            entrants = [_entrant(painting) for painting in ready]
+            first = state.scheduler.order(entrants, time.monotonic())[0].run
+            assert isinstance(first, Painting)
+            state.waiting.remove(first)
+            self._begin(state, first, ready[first])
+
+    def _ready(self, state: State) -> dict[Painting, "Pipeline"]:
+        """The waiting pictures whose models are on the device; the models of the others are asked for."""
+        ready: dict[Painting, Pipeline] = {}
+        for painting in list(state.waiting):
             try:
                 pipeline = state.residency.find(painting.submission.model)
             except DaguerreError as error:
-                self._end_job(state, job_id, error)
+                self._end_job(state, painting.job_id, error)
                 continue
-            if pipeline is not None and painting in state.waiting:
-                state.waiting.remove(painting)
-                self._begin(state, painting, pipeline)
+            if pipeline is not None:
+                ready[painting] = pipeline
+        return ready
 
     def _begin(self, state: State, painting: Painting, pipeline: "Pipeline") -> None:
-        from daguerre.engine.pipelines import Timer
-        from daguerre.engine.rendezvous import Run
+        from daguerre.engine.replay import Record
 
-        job_id, index, recipe = painting.submission.id, painting.index, painting.submission.recipe
+        job_id = painting.job_id
         if job_id not in state.started:
             state.started.add(job_id)
             self._emit(Started(job_id))
-        timer = painting.timer = Timer()
-
-        def paint() -> Any:
-            def on_step(step: int, steps: int) -> None:
-                self._emit(Stepped(job_id, index, step, steps))
-
-            return pipeline.paint(recipe, recipe.seed + index, on_step, timer)
-
-        run = painting.run = Run(paint)
+        painting.record = Record(state.records)
+        run = self._make_run(painting, pipeline)
         state.running[run] = painting
         self._advance(state, run, run.resume)
 
-    def _step(self, state: State, call: "Call") -> None:
-        """One forward, and its run goes on with the output."""
+    def _make_run(self, painting: Painting, pipeline: "Pipeline") -> "Run":
+        from daguerre.engine.pipelines import Timer
+        from daguerre.engine.rendezvous import Run
+
+        recipe, index = painting.submission.recipe, painting.index
+        timer = painting.timer = Timer()
+
+        def on_step(step: int, steps: int) -> None:
+            painting.forwards = steps - step
+            self._emit(Stepped(painting.job_id, index, step, steps))
+
+        return Run(lambda: pipeline.paint(recipe, recipe.seed + index, on_step, timer))
+
+    def _step(self, state: State) -> None:
+        """One forward for the calls that the scheduler picks, and their runs go on with its output."""
+        waiting = [_waiting(state.running[run], call) for run, call in state.calls.items()]
+        picked = state.scheduler.pick(waiting, time.monotonic())
+        calls = [state.calls.pop(_run_of(waiting)) for waiting in picked]
+        self._forward(state, calls, picked)
+
+    def _forward(self, state: State, calls: list["Call"], picked: list[Waiting]) -> None:
+        rows = sum(call.rows for call in calls)
+        state.pace.begin()
         try:
-            output = call.forward()
+            outputs = calls[0].meeting.forward(calls, bucket(rows) if _can_share(picked[0]) else rows)
         except Exception as error:
-            failure = error
-            self._advance(state, call.run, lambda: call.run.fail(failure))
+            self._forward_failed(state, calls, picked, error)
+            return
+        for timed in state.pace.end(picked):
+            state.scheduler.ran(timed.subject, timed.seconds, time.monotonic())
+        for call, output in zip(calls, outputs, strict=True):
+            self._answer(state, call, output)
+
+    def _forward_failed(self, state: State, calls: list["Call"], picked: list[Waiting], error: Exception) -> None:
+        """Nothing has changed yet: out of memory, the calls wait for smaller sets; else each is tried alone."""
+        if _is_out_of_memory(error):
+            state.scheduler.ran_out_of_memory(picked[0].key, sum(call.rows for call in calls))
+            error.__traceback__ = None  # its frames hold the tensors of the failed forward
+            _free_memory()
+        if len(calls) == 1:
+            self._advance(state, calls[0].run, lambda: calls[0].run.fail(error))
+        elif _is_out_of_memory(error):
+            state.calls |= {call.run: call for call in calls}
         else:
-            self._advance(state, call.run, lambda: call.run.resume(output))
+            for call, waiting in zip(calls, picked, strict=True):
+                self._forward(state, [call], [waiting])
+
+    def _answer(self, state: State, call: "Call", output: Any) -> None:
+        painting = state.running[call.run]
+        assert painting.record is not None
+        painting.record.keep(output)
+        self._advance(state, call.run, lambda: call.run.resume(output))
 
     def _advance(self, state: State, run: "Run", resume: Callable[[], Any]) -> None:
         """Lets a run go on to its next call or to its end; whatever it raises fails its job alone."""
         from daguerre.engine.rendezvous import Call
 
         painting = state.running[run]
-        job_id = painting.submission.id
         try:
             outcome = resume()
         except Exception as error:
-            del state.running[run]
-            self._end_job(state, job_id, _as_failure(error, job_id))
-            return
+            outcome = error
         if isinstance(outcome, Call):
-            state.calls.append(outcome)
+            painting.since = time.monotonic()
+            state.calls[run] = outcome
             return
         del state.running[run]
-        timer = painting.timer
+        if isinstance(outcome, Exception) and _is_out_of_memory(outcome) and not isinstance(outcome, DaguerreError):
+            outcome.__traceback__ = None
+            outcome = self._decode_again(state, painting, outcome)
+        assert painting.record is not None
+        painting.record.drop()
+        if isinstance(outcome, Exception):
+            self._end_job(state, painting.job_id, _as_failure(outcome, painting.job_id))
+        else:
+            self._painted(state, painting, outcome)
+
+    def _decode_again(self, state: State, painting: Painting, error: Exception) -> Any:
+        """After running out of memory at the end of a run: the same run from its record, decoded in tiles.
+
+        Every denoiser call is answered from the record, so this goes from the run's beginning to its end at once.
+        """
+        from daguerre.engine.rendezvous import Call
+
+        pipeline = state.residency.find(painting.submission.model)
+        assert painting.record is not None
+        if pipeline is None or painting.forwards > 0 or not painting.record.rewind():
+            return error
+        _free_memory()
+        log.warning("job %s: out of memory while decoding; decoding in tiles", painting.job_id)
+        run = self._make_run(painting, pipeline)
+        with pipeline.tiled_decode():
+            try:
+                outcome = run.resume()
+                while isinstance(outcome, Call):
+                    answer = painting.record.answer(state.residency.device)
+                    outcome = run.fail(error) if answer is None else run.resume(answer)
+            except Exception as again:
+                return again
+        return outcome
+
+    def _painted(self, state: State, painting: Painting, pixels: Pixels) -> None:
+        job_id, timer = painting.job_id, painting.timer
         assert timer is not None
-        if all(other.submission.id != job_id for other in (*state.waiting, *state.running.values())):
+        if not state.has_pictures_of(job_id):
             state.started.discard(job_id)
         self._emit(
             Painted(
                 job_id,
                 painting.index,
-                outcome,
+                pixels,
                 encode_seconds=timer.encoded - timer.began,
                 denoise_seconds=timer.denoised - timer.encoded,
                 decode_seconds=timer.decoded - timer.denoised,
@@ -239,18 +347,58 @@ class Engine:
 
     def _end_job(self, state: State, job_id: str, error: DaguerreError) -> None:
         """Ends a job: its waiting pictures are dropped, its running ones unwound. Tells so once, if any was left."""
-        waiting = [painting for painting in state.waiting if painting.submission.id == job_id]
-        running = [run for run, painting in state.running.items() if painting.submission.id == job_id]
-        was_known = bool(waiting or running) or job_id in state.started
-        for painting in waiting:
-            state.waiting.remove(painting)
-        for run in running:
-            del state.running[run]
-            state.calls = deque(call for call in state.calls if call.run is not run)
+        was_known = job_id in state.started or state.has_pictures_of(job_id)
+        state.waiting = [painting for painting in state.waiting if painting.job_id != job_id]
+        for run in [run for run, painting in state.running.items() if painting.job_id == job_id]:
+            painting = state.running.pop(run)
+            state.calls.pop(run, None)
             _unwind(run, error)
+            if painting.record is not None:
+                painting.record.drop()
         state.started.discard(job_id)
         if was_known:
             self._emit(RunEnded(job_id, error))
+
+
+def _waiting(painting: Painting, call: "Call") -> Waiting:
+    """A call as the scheduler sees it."""
+    recipe, model = painting.submission.recipe, painting.submission.model.name
+    # A reproducible run shares no forward: its rows then always lie in a batch of the same size.
+    is_alone = call.key is None or recipe.reproducible
+    key = (model, recipe.width, recipe.height, id(call) if is_alone else call.key)
+    return Waiting(
+        run=call.run,
+        key=key,
+        place=model,
+        rows=call.rows,
+        forwards=max(1, painting.forwards),
+        since=painting.since,
+        client=painting.submission.client,
+    )
+
+
+def _can_share(waiting: Waiting) -> bool:
+    return not isinstance(waiting.key[3], int) if isinstance(waiting.key, tuple) else False
+
+
+def _run_of(waiting: Waiting) -> "Run":
+    from daguerre.engine.rendezvous import Run
+
+    assert isinstance(waiting.run, Run)
+    return waiting.run
+
+
+def _entrant(painting: Painting) -> Entrant:
+    recipe, model = painting.submission.recipe, painting.submission.model.name
+    rows = 2 if recipe.guidance_scale > 1 else 1
+    return Entrant(
+        run=painting,
+        key=(model, recipe.width, recipe.height),
+        forwards=painting.forwards,
+        rows=rows,
+        since=painting.since,
+        client=painting.submission.client,
+    )
 
 
 def _unwind(run: "Run", error: DaguerreError) -> None:
@@ -264,10 +412,23 @@ def _unwind(run: "Run", error: DaguerreError) -> None:
             return
 
 
+def _is_out_of_memory(error: Exception) -> bool:
+    # By name: importing torch's class here would load torch with this module.
+    return type(error).__name__ == "OutOfMemoryError"
+
+
+def _free_memory() -> None:
+    """Gives back what the failed computation held."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
 def _as_failure(error: Exception, job_id: str) -> DaguerreError:
     """What a client may know of an exception; the log has all of it."""
     if isinstance(error, DaguerreError):
         return error
     log.error("job %s failed", job_id, exc_info=error)
-    # By name: importing torch's class here would load torch with this module.
-    return OutOfMemory() if type(error).__name__ == "OutOfMemoryError" else JobFailed()
+    return OutOfMemory() if _is_out_of_memory(error) else JobFailed()

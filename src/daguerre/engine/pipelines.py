@@ -1,12 +1,13 @@
 """Owns diffusers' pipelines: loading one from a folder, and making the shell that a run calls."""
 
+import contextlib
 import copy
 import inspect
 import logging
 import os
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -86,7 +87,9 @@ class HostPixels:
         pixels = image.float().mul(255).round_().clamp_(0, 255).to(torch.uint8).permute(1, 2, 0).contiguous()
         on_cuda = image.device.type == "cuda"
         self._pixels = pixels.to("cpu", non_blocking=on_cuda)
-        self._is_finite = torch.isfinite(image).all().to("cpu", non_blocking=on_cuda)
+        # Checked here, told when the picture is fetched: asking now would make the engine wait for the device.
+        is_sound = torch.isfinite(image).all() & pixels.any()
+        self._is_sound = is_sound.to("cpu", non_blocking=on_cuda)
         self._copied = torch.cuda.Event() if on_cuda else None
         if self._copied is not None:
             self._copied.record()
@@ -95,7 +98,7 @@ class HostPixels:
         """Waits for the copy; see `Pixels.array`."""
         if self._copied is not None:
             self._copied.synchronize()
-        if not bool(self._is_finite):
+        if not bool(self._is_sound):
             raise BadOutput
         array: NDArray[np.uint8] = self._pixels.numpy()
         return array
@@ -124,6 +127,19 @@ class Pipeline:
     def to(self, device: torch.device) -> None:
         """Moves the weights to the device."""
         self._pipe.to(device)
+
+    @contextlib.contextmanager
+    def tiled_decode(self) -> Iterator[None]:
+        """While it lasts, the VAE decodes in tiles: slower, in a fraction of the memory."""
+        vae = self._pipe.vae
+        can_tile = hasattr(vae, "enable_tiling")
+        if can_tile:
+            vae.enable_tiling()
+        try:
+            yield
+        finally:
+            if can_tile:
+                vae.disable_tiling()
 
     def paint(self, recipe: Recipe, seed: int, on_step: OnStep, timer: Timer) -> HostPixels:
         """Paints one picture by calling the pipeline as any user of diffusers would."""

@@ -2,16 +2,20 @@
 
 A pipeline calls its denoiser as it always does. Inside a run, that call computes nothing: it hands a `Call` to the
 engine's greenlet and waits there until the engine resumes it with the output. So the engine decides, forward by
-forward, who goes on; and an exception thrown into a waiting run unwinds the pipeline as Python does.
+forward, who goes on, and calls of several runs become one forward; and an exception thrown into a waiting run unwinds
+the pipeline as Python does.
 """
 
 import functools
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import greenlet
 import torch
+
+from daguerre.engine.denoisers import DENOISERS, Arguments, batch_key, count_rows, merged, split
 
 
 class Run(greenlet.greenlet):
@@ -21,7 +25,7 @@ class Run(greenlet.greenlet):
         super().__init__(paint)
 
     def resume(self, value: Any = None) -> Any:
-        """Goes on with the output of its last call, up to the next call (a `Call`) or to its end (the result).
+        """Goes on with its last call's output, up to the next call (a `Call`) or to its end (the result).
 
         Raises:
             Exception: whatever the pipeline raised; the run is over.
@@ -37,28 +41,47 @@ class Run(greenlet.greenlet):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Call:
-    """A denoiser call that a run waits in."""
+    """A denoiser call that a run waits in. Calls with equal keys can share a forward; None shares with none."""
 
     run: Run
-    compute: Callable[..., Any]
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-
-    def forward(self) -> Any:
-        """The denoiser's output for this call alone."""
-        return self.compute(*self.args, **self.kwargs)
+    meeting: "Meeting"
+    bound: inspect.BoundArguments
+    key: Hashable | None
+    rows: int
 
 
-def wrap(denoiser: torch.nn.Module) -> None:
-    """Makes a denoiser's ``forward`` the meeting point. Called from outside a run, it computes as always."""
-    compute = denoiser.forward
+class Meeting:
+    """A denoiser whose ``forward`` has become the meeting point. Called from outside a run, it computes as always."""
 
-    @functools.wraps(compute)
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        here = greenlet.getcurrent()
-        if not isinstance(here, Run):
-            return compute(*args, **kwargs)
-        assert here.parent is not None
-        return here.parent.switch(Call(here, compute, args, kwargs))
+    def __init__(self, denoiser: torch.nn.Module) -> None:
+        self._compute = denoiser.forward
+        self._signature = inspect.signature(denoiser.forward)
+        self._roles = DENOISERS.get(type(denoiser).__name__)
+        self.denoiser = denoiser
+        compute, meet = self._compute, self._meet
 
-    denoiser.forward = forward
+        @functools.wraps(compute)
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            here = greenlet.getcurrent()
+            return meet(here, args, kwargs) if isinstance(here, Run) else compute(*args, **kwargs)
+
+        denoiser.forward = forward
+
+    def _meet(self, run: Run, args: tuple[Any, ...], kwargs: Arguments) -> Any:
+        bound = self._signature.bind(*args, **kwargs)
+        if self._roles is None:
+            call = Call(run, self, bound, None, 1)
+        else:
+            key, rows = batch_key(self._roles, bound.arguments), count_rows(self._roles, bound.arguments)
+            call = Call(run, self, bound, key, rows)
+        assert run.parent is not None
+        return run.parent.switch(call)
+
+    def forward(self, calls: Sequence[Call], rows: int) -> list[Any]:
+        """One forward for calls of equal key, padded to that many rows; their outputs in their order."""
+        if self._roles is None or (len(calls) == 1 and calls[0].rows == rows):
+            (call,) = calls
+            return [self._compute(*call.bound.args, **call.bound.kwargs)]
+        counts = [call.rows for call in calls]
+        arguments = merged(self._roles, [call.bound.arguments for call in calls], padding=rows - sum(counts))
+        return split(self._compute(**arguments), counts)

@@ -56,7 +56,7 @@ class Residency:
 
     def take(self, loaded: Loaded) -> None:
         """Moves what the loader brought to the device, on the engine thread."""
-        from daguerre.engine.rendezvous import wrap
+        from daguerre.engine.rendezvous import Meeting
 
         name, outcome = loaded.model.name, loaded.outcome
         self._wanted.discard(name)
@@ -65,7 +65,7 @@ class Residency:
             self._emit(ModelAbsent(name, outcome))
             return
         outcome.to(self.device)
-        wrap(outcome.denoiser)
+        Meeting(outcome.denoiser)
         seconds = time.monotonic() - loaded.asked_at
         self._emit(ModelReady(name, str(self.device), str(self.dtype).removeprefix("torch."), seconds))
 

@@ -29,8 +29,8 @@ from daguerre.store.files import Files
 
 log = logging.getLogger(__name__)
 
-#: Jobs that the engine is given beyond the one it paints, so that it never waits for the loop.
-AHEAD = 1
+#: Jobs that the engine is given at once. It chooses among them: the more it sees, the less a short one waits for a long.
+AHEAD = 64
 
 
 @dataclasses.dataclass(slots=True)
@@ -73,7 +73,7 @@ class Dispatch:
             if job is None or job.status.is_final:
                 continue
             self._in_engine[job_id] = Gathered()
-            if len(self._in_engine) > AHEAD:
+            if len(self._in_engine) >= AHEAD:
                 self._has_room.clear()
             self._engine.submit(Submission(job_id, job.recipe, self._service.catalog.model(job.recipe.model)))
 
@@ -155,7 +155,7 @@ class Dispatch:
 
     def _leave(self, job_id: str) -> None:
         self._in_engine.pop(job_id, None)
-        if len(self._in_engine) <= AHEAD:
+        if len(self._in_engine) < AHEAD:
             self._has_room.set()
 
 

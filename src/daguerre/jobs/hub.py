@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 from daguerre.job import Job
 
@@ -20,7 +20,7 @@ class Hub:
                 slot.get_nowait()
             slot.put_nowait(job)
 
-    async def follow(self, job: Job) -> AsyncIterator[Job]:
+    async def follow(self, job: Job) -> AsyncGenerator[Job, None]:
         """The job's present state, then each later one up to the final."""
         slot: asyncio.Queue[Job] = asyncio.Queue(maxsize=1)
         slot.put_nowait(job)

@@ -1,29 +1,17 @@
-"""Owns the queue: the jobs that wait for the engine, bounded, first come first served. Used on the event loop only."""
+"""Owns the queue: the jobs that the engine has not been given yet, in their order. Used on the event loop only."""
 
 import asyncio
-
-from daguerre.errors import QueueFull
 
 
 class Queue:
     """Job ids in their order."""
 
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
+    def __init__(self) -> None:
         self._ids: dict[str, None] = {}  # a dict keeps its order and forgets any member at once
         self._has_some = asyncio.Event()
 
-    def __len__(self) -> int:
-        return len(self._ids)
-
-    def put(self, job_id: str, retry_after: float) -> None:
-        """Puts a job last.
-
-        Raises:
-            QueueFull: as many wait as may; the client may try again in ``retry_after`` seconds.
-        """
-        if len(self._ids) >= self.limit:
-            raise QueueFull(f"{self.limit} jobs are waiting already", retry_after)
+    def put(self, job_id: str) -> None:
+        """Puts a job last."""
         self._ids[job_id] = None
         self._has_some.set()
 

@@ -1,6 +1,7 @@
 """Owns the jobs: submit, wait, cancel. Every way in leads here, and every change of a job is made here."""
 
 import asyncio
+import contextlib
 import random
 import time
 from collections.abc import Callable
@@ -9,7 +10,7 @@ import msgspec
 
 from daguerre import recipe
 from daguerre.catalog import Catalog
-from daguerre.errors import DaguerreError, Draining, JobCancelled, JobTimeout, NotReady
+from daguerre.errors import DaguerreError, Draining, JobCancelled, JobTimeout, NotReady, QueueFull
 from daguerre.job import Failure, Job, Status, new_id
 from daguerre.jobs.hub import Hub
 from daguerre.jobs.queue import Queue
@@ -28,11 +29,13 @@ class JobService:
         hub: Hub,
         cancel_run: Callable[[str, DaguerreError], None],
         *,
+        queue_limit: int,
         job_timeout: float,
         result_ttl: float,
     ) -> None:
         self.catalog = catalog
         self.queue = queue
+        self.queue_limit = queue_limit
         self._hub = hub
         self._cancel_run = cancel_run
         self._job_timeout = job_timeout
@@ -47,6 +50,11 @@ class JobService:
     def unfinished(self) -> list[Job]:
         """Jobs that are waiting or running."""
         return [job for job in self._jobs.values() if not job.status.is_final]
+
+    @property
+    def waiting(self) -> int:
+        """How many jobs wait, whether the engine knows of them already or not."""
+        return sum(job.status is Status.QUEUED for job in self._jobs.values())
 
     @property
     def running(self) -> int:
@@ -75,7 +83,9 @@ class JobService:
         model = self.catalog.model(draft.model)
         whole = recipe.resolve(draft, model, random.randrange(recipe.RANDOM_SEEDS), self.catalog.styles)
         job = Job(id=new_id(), recipe=whole, created_at=time.time())
-        self.queue.put(job.id, retry_after=self.expected_wait)
+        if self.waiting >= self.queue_limit:
+            raise QueueFull(f"{self.queue_limit} jobs are waiting already", self._seconds_per_job)
+        self.queue.put(job.id)
         self._jobs[job.id] = job
         loop = asyncio.get_running_loop()
         self._deadlines[job.id] = loop.call_later(self._job_timeout, self.end, job.id, JobTimeout())
@@ -91,9 +101,10 @@ class JobService:
         Raises:
             DaguerreError: why the job has no pictures, as it was when it ended.
         """
-        async for job in self._hub.follow(self._jobs[job_id]):
-            if job.status is Status.SUCCEEDED:
-                return job
+        async with contextlib.aclosing(self._hub.follow(self._jobs[job_id])) as states:
+            async for job in states:
+                if job.status is Status.SUCCEEDED:
+                    return job
         raise self._errors[job_id]
 
     def cancel(self, job_id: str) -> bool:
@@ -109,11 +120,6 @@ class JobService:
             self._cancel_run(job_id, error)
         self.failed(job_id, error)
         return True
-
-    @property
-    def expected_wait(self) -> float:
-        """Seconds until the queue has moved on by one job, from the measured rate."""
-        return self._seconds_per_job
 
     # What dispatch tells of a job. Late news of a job that has ended are dropped.
 
@@ -151,7 +157,8 @@ class JobService:
         """Takes no more jobs, lets those at hand finish for ``grace`` seconds, and ends the rest."""
         self.refuse(Draining())
         end_at = time.monotonic() + grace
-        while self.unfinished and time.monotonic() < end_at:
+        # Once in a process's life: an event would burden every job.
+        while self.unfinished and time.monotonic() < end_at:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
         for job in self.unfinished:
             self.end(job.id, Draining())
