@@ -1,5 +1,6 @@
 """Owns the command: serve, generate, doctor, config."""
 
+import base64
 import logging
 import os
 import sys
@@ -110,6 +111,9 @@ def generate(
     count: Annotated[int, typer.Option()] = 1,
     scheduler: Annotated[str | None, typer.Option()] = None,
     style: Annotated[str | None, typer.Option()] = None,
+    image: Annotated[Path | None, typer.Option(help="A picture to start from.")] = None,
+    strength: Annotated[float | None, typer.Option(help="How much of it is painted anew, 0 to 1.")] = None,
+    mask: Annotated[Path | None, typer.Option(help="White is painted anew, black kept.")] = None,
     out: Annotated[Path | None, typer.Option(help="A file, or a folder; else the outputs folder.")] = None,
     device: Device = None,
     weights: Weights = None,
@@ -129,6 +133,9 @@ def generate(
         "count": count,
         "scheduler": scheduler,
         "style": style,
+        "image": _base64(image),
+        "strength": strength,
+        "mask": _base64(mask),
     }
     draft = recipe.parse({name: value for name, value in fields.items() if value is not None})
     with Studio(settings) as studio, typer.progressbar(length=100, label="loading", file=sys.stderr) as bar:
@@ -140,6 +147,13 @@ def generate(
         paths = studio.generate(draft, out, on_progress)
     for path in paths:
         print(path)
+
+
+def _base64(path: Path | None) -> str | None:
+    try:
+        return None if path is None else base64.b64encode(path.read_bytes()).decode()
+    except OSError as error:
+        _stop(f"{path}: {error.strerror}", WRONG_USE)
 
 
 @app.command()

@@ -11,7 +11,7 @@ from typing import Final
 import numpy as np
 from isal import isal_zlib
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 from daguerre.recipe import Format
 
@@ -19,6 +19,9 @@ Pixels = NDArray[np.uint8]  # [H, W, 3], red green blue
 
 #: The text under this key is what other programs show as the picture's parameters.
 PARAMETERS: Final = "parameters"
+
+#: Pixels of an upload; more are refused before they are unpacked.
+MAX_PIXELS = 16 * 1024 * 1024
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _UP = 2  # filter type: a byte is stored as its difference to the byte above
@@ -54,6 +57,39 @@ def encode(pixels: Pixels, format: Format, quality: int, text: Mapping[str, str]
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, format, quality=quality, exif=_exif(text, _EXIF_ROOM[format]))
     return file.getvalue()
+
+
+def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """An uploaded PNG, JPEG or WebP as an upright RGBA picture; only the first frame of a film.
+
+    The header is believed no further than its size, which is checked before anything is unpacked.
+
+    Raises:
+        ValueError: with a fixed message, for what is no such picture, is broken, or is too large.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP")) as opened:
+            is_too_large = opened.width * opened.height > max_pixels
+            image = None if is_too_large else ImageOps.exif_transpose(opened).convert("RGBA")
+    except (OSError, SyntaxError, ValueError, TypeError, struct.error, Image.DecompressionBombError):
+        # Their texts hold addresses and whatever the file says.
+        raise ValueError("is not a whole PNG, JPEG or WebP picture") from None
+    if image is None:
+        raise ValueError(f"is larger than {max_pixels} pixels")
+    return image
+
+
+def on_white(image: Image.Image, size: tuple[int, int]) -> Pixels:
+    """The picture in that size, [H, W, 3]; what is transparent becomes white."""
+    ground = Image.new("RGBA", image.size, "white")
+    flat = Image.alpha_composite(ground, image).convert("RGB")
+    return np.asarray(flat.resize(size, Image.Resampling.LANCZOS))
+
+
+def as_mask(image: Image.Image, size: tuple[int, int]) -> NDArray[np.uint8]:
+    """The mask in that size, [H, W]: 255 is painted anew, 0 is kept."""
+    grey = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image).convert("L")
+    return np.asarray(grey.resize(size, Image.Resampling.NEAREST))
 
 
 def encode_png(pixels: Pixels, text: Mapping[str, str]) -> bytes:

@@ -30,6 +30,8 @@ def infotext(recipe: Recipe, seed: int) -> str:
         "Size": f"{recipe.width}x{recipe.height}",
         "Model": recipe.model,
     }
+    if recipe.strength is not None:
+        pairs["Denoising strength"] = f"{recipe.strength:g}"
     if recipe.clip_skip:
         pairs["Clip skip"] = recipe.clip_skip + 1  # AUTOMATIC1111 counts the last layer as 1
     pairs["Version"] = f"daguerre {__version__}"

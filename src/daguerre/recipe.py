@@ -1,5 +1,6 @@
 """Owns the recipe: what to paint. A draft is what a client asked for; a recipe is a draft with nothing left open."""
 
+import math
 import re
 import types
 import typing
@@ -13,11 +14,14 @@ from daguerre.errors import FieldError, InvalidRecipe
 
 Format = Literal["png", "jpeg", "webp"]
 PromptSyntax = Literal["compel", "plain"]
+Mode = Literal["txt2img", "img2img", "inpaint"]
 
 MAX_SEED = 2**63 - 1
 MAX_COUNT = 8
 RANDOM_SEEDS = 2**32  # random seeds stay below this, so that every tool can hold them
 METADATA_BYTES = 4096
+STRENGTH = 0.75
+MIN_SIDE, MAX_SIDE = 64, 2048
 
 #: Other tools' names for our fields.
 ALIASES = {
@@ -26,9 +30,11 @@ ALIASES = {
     "n": "count",
     "num_images": "count",
     "sampler": "scheduler",
+    "init_image": "image",
+    "mask_image": "mask",
 }
 
-Side = Annotated[int, Meta(ge=64, le=2048)]
+Side = Annotated[int, Meta(ge=MIN_SIDE, le=MAX_SIDE)]
 
 
 class Draft(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,15 +53,26 @@ class Draft(msgspec.Struct, frozen=True, kw_only=True):
     scheduler: Annotated[str, Meta(max_length=100)] | None = None
     prompt_syntax: PromptSyntax = "compel"
     clip_skip: Annotated[int, Meta(ge=0, le=4)] = 0
+    image: Annotated[str, Meta(description="Base64 of a PNG, JPEG or WebP to start from.")] | None = None
+    strength: Annotated[float, Meta(ge=0, le=1, description="How much of the image is painted anew.")] | None = None
+    mask: Annotated[str, Meta(description="Base64; white is painted anew, black kept.")] | None = None
     format: Format | None = None
     quality: Annotated[int, Meta(ge=1, le=100, description="Of JPEG and WebP.")] = 90
     reproducible: bool = False
     metadata: dict[str, Any] = {}
 
+    @property
+    def mode(self) -> Mode:
+        """What is to be done, which follows from the images given."""
+        if self.image is None:
+            return "txt2img"
+        return "img2img" if self.mask is None else "inpaint"
+
 
 class Recipe(msgspec.Struct, frozen=True, kw_only=True):
     """What to paint, complete: the same recipe on the same machine gives the same picture. Sizes are in pixels."""
 
+    mode: Mode
     prompt: str
     negative_prompt: str
     model: str
@@ -69,6 +86,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
     scheduler: str
     prompt_syntax: PromptSyntax
     clip_skip: int
+    strength: float | None
     format: Format
     quality: int
     reproducible: bool
@@ -120,18 +138,31 @@ def parse(fields: Mapping[str, Any]) -> Draft:
         errors.append(FieldError("metadata", f"larger than {METADATA_BYTES} bytes of JSON"))
     if errors:
         raise InvalidRecipe(errors)
+    if given.get("image") is None:
+        errors = [FieldError(name, "needs an image") for name in ("mask", "strength") if given.get(name) is not None]
+        if errors:
+            raise InvalidRecipe(errors)
     # An explicit null means the same as an absent field.
     return Draft(**{name: value for name, value in given.items() if value is not None})
 
 
-def resolve(draft: Draft, model: Defaults, random_seed: int, styles: Mapping[str, "Style"]) -> Recipe:
+def resolve(
+    draft: Draft,
+    model: Defaults,
+    random_seed: int,
+    styles: Mapping[str, "Style"],
+    image_size: tuple[int, int] | None = None,
+) -> Recipe:
     """Fills what the draft leaves open from the model's defaults, and checks what depends on the model.
+
+    A picture that starts from an image has that image's size, ``image_size`` in pixels, as far as the model can.
 
     Raises:
         InvalidRecipe: naming every field that this model cannot do.
     """
     errors: list[FieldError] = []
-    width, height = draft.width or model.native_size[0], draft.height or model.native_size[1]
+    default_size = model.native_size if image_size is None else _fitted(image_size, model)
+    width, height = draft.width or default_size[0], draft.height or default_size[1]
     for name, side in (("width", width), ("height", height)):
         if side % model.size_factor:
             errors.append(FieldError(name, f"must be a multiple of {model.size_factor} for {model.name!r}"))
@@ -148,6 +179,10 @@ def resolve(draft: Draft, model: Defaults, random_seed: int, styles: Mapping[str
         errors.append(FieldError("seed", f"seed + count - 1 must be at most {MAX_SEED}"))
     if draft.style is not None and draft.style not in styles:
         errors.append(FieldError("style", f"must be one of {', '.join(styles) or 'none'}"))
+    steps = model.steps if draft.steps is None else draft.steps
+    strength = None if draft.image is None else (STRENGTH if draft.strength is None else draft.strength)
+    if strength is not None and int(steps * strength) < 1:
+        errors.append(FieldError("strength", f"{steps} steps at strength {strength:g} leave nothing to paint"))
     if errors:
         raise InvalidRecipe(errors)
     negative = model.negative_prompt if draft.negative_prompt is None else draft.negative_prompt
@@ -155,19 +190,21 @@ def resolve(draft: Draft, model: Defaults, random_seed: int, styles: Mapping[str
     if draft.style is not None:
         prompt, negative = styles[draft.style].applied(prompt, negative)
     return Recipe(
+        mode=draft.mode,
         prompt=prompt,
         negative_prompt=negative,
         model=model.name,
         style=draft.style,
         width=width,
         height=height,
-        steps=model.steps if draft.steps is None else draft.steps,
+        steps=steps,
         guidance_scale=model.guidance_scale if draft.guidance_scale is None else draft.guidance_scale,
         seed=seed,
         count=draft.count,
         scheduler=scheduler,
         prompt_syntax=draft.prompt_syntax,
         clip_skip=draft.clip_skip,
+        strength=strength,
         format=draft.format or "png",
         quality=draft.quality,
         reproducible=draft.reproducible,
@@ -186,6 +223,15 @@ class Style(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         """The prompt and the negative prompt with the style's words."""
         negative = ", ".join(part for part in (negative_prompt, self.negative_prompt) if part)
         return self.prompt.replace("{prompt}", prompt), negative
+
+
+def _fitted(size: tuple[int, int], model: Defaults) -> tuple[int, int]:
+    """The nearest size of about the same shape that the model can paint."""
+    scale = min(1.0, math.sqrt(model.max_area / (size[0] * size[1])), MAX_SIDE / max(size))
+    factor = model.size_factor
+    lowest = -(-MIN_SIDE // factor) * factor
+    width, height = (max(lowest, int(side * scale) // factor * factor) for side in size)
+    return width, height
 
 
 _RESOLUTION = re.compile(r"(\d{1,5})[x×](\d{1,5})")

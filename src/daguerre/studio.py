@@ -14,6 +14,7 @@ from daguerre import recipe
 from daguerre.engine import Engine, EngineDied, Event, ModelLoading, Painted, RunEnded, Stepped, Submission
 from daguerre.job import new_id
 from daguerre.jobs import pictures
+from daguerre.jobs.inputs import read
 from daguerre.recipe import Draft, Recipe
 from daguerre.settings import Settings
 from daguerre.store.files import EXTENSIONS, Files
@@ -53,9 +54,12 @@ class Studio:
         model = self._catalog.model(draft.model)
         if draft.format is None and out is not None and out.suffix in _FORMATS:
             draft = msgspec.structs.replace(draft, format=_FORMATS[out.suffix])
-        whole = recipe.resolve(draft, model, random.randrange(recipe.RANDOM_SEEDS), self._catalog.styles)
+        inputs = read(draft)
+        size = None if inputs is None else inputs.image.size
+        whole = recipe.resolve(draft, model, random.randrange(recipe.RANDOM_SEEDS), self._catalog.styles, size)
         job_id = new_id()
-        self._engine.submit(Submission(job_id, whole, model))
+        image, mask = (None, None) if inputs is None else inputs.fitted((whole.width, whole.height))
+        self._engine.submit(Submission(job_id, whole, model, image, mask))
         paths: list[Path] = []
         while len(paths) < whole.count:
             match self._events.get():

@@ -12,6 +12,9 @@ from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from daguerre.catalog import Model
 from daguerre.engine.events import EngineDied, Event, ModelLoading, Painted, Pixels, RunEnded, Started, Stepped
 from daguerre.engine.residency import Loaded, Residency
@@ -38,6 +41,8 @@ class Submission:
     id: str
     recipe: Recipe
     model: Model
+    image: NDArray[np.uint8] | None = None  # [H, W, 3], in the recipe's size
+    mask: NDArray[np.uint8] | None = None  # [H, W], 255 is painted anew
     client: str = ""
 
 
@@ -232,14 +237,14 @@ class Engine:
         from daguerre.engine.pipelines import Timer
         from daguerre.engine.rendezvous import Run
 
-        recipe, index = painting.submission.recipe, painting.index
+        submission, index = painting.submission, painting.index
         timer = painting.timer = Timer()
 
         def on_step(step: int, steps: int) -> None:
             painting.forwards = steps - step
             self._emit(Stepped(painting.job_id, index, step, steps))
 
-        return Run(lambda: pipeline.paint(recipe, recipe.seed + index, on_step, timer))
+        return Run(lambda: pipeline.paint(submission.recipe, submission.image, submission.mask, index, on_step, timer))
 
     def _step(self, state: State) -> None:
         """One forward for the calls that the scheduler picks, and their runs go on with its output."""

@@ -20,11 +20,12 @@ import numpy as np
 import torch
 import transformers
 from numpy.typing import NDArray
+from PIL import Image
 
 from daguerre.catalog import Model
 from daguerre.engine.conditioning import Conditioning
-from daguerre.errors import BadOutput, CatalogError
-from daguerre.recipe import Recipe
+from daguerre.errors import BadOutput, CatalogError, FieldError, InvalidRecipe
+from daguerre.recipe import Mode, Recipe
 from daguerre.samplers import samplers_for
 
 log = logging.getLogger(__name__)
@@ -110,8 +111,8 @@ class Pipeline:
     def __init__(self, model: Model, pipe: Any) -> None:
         self.model = model
         self._pipe = pipe
-        self._accepted = frozenset(inspect.signature(pipe.__call__).parameters)
-        self._conditioning = Conditioning(pipe, self._accepted)
+        self._pipes: dict[Mode, Any] = {"txt2img": pipe}
+        self._conditioning = Conditioning(pipe, frozenset(inspect.signature(pipe.__call__).parameters))
 
     @property
     def denoiser(self) -> torch.nn.Module:
@@ -128,6 +129,25 @@ class Pipeline:
         """Moves the weights to the device."""
         self._pipe.to(device)
 
+    def _pipe_for(self, mode: Mode) -> Any:
+        """diffusers' pipeline of this model for the mode: the same modules under another class.
+
+        Raises:
+            InvalidRecipe: diffusers has none for this model.
+        """
+        if mode not in self._pipes:
+            auto = {"img2img": diffusers.AutoPipelineForImage2Image, "inpaint": diffusers.AutoPipelineForInpainting}[
+                mode
+            ]
+            try:
+                pipe = auto.from_pipe(self._pipe)
+            except ValueError as error:
+                message = f"{self.model.name!r} cannot start from an image"
+                raise InvalidRecipe([FieldError("mask" if mode == "inpaint" else "image", message)]) from error
+            pipe.set_progress_bar_config(disable=True)
+            self._pipes[mode] = pipe
+        return self._pipes[mode]
+
     @contextlib.contextmanager
     def tiled_decode(self) -> Iterator[None]:
         """While it lasts, the VAE decodes in tiles: slower, in a fraction of the memory."""
@@ -141,9 +161,18 @@ class Pipeline:
             if can_tile:
                 vae.disable_tiling()
 
-    def paint(self, recipe: Recipe, seed: int, on_step: OnStep, timer: Timer) -> HostPixels:
-        """Paints one picture by calling the pipeline as any user of diffusers would."""
-        shell = copy.copy(self._pipe)
+    def paint(
+        self,
+        recipe: Recipe,
+        image: NDArray[np.uint8] | None,
+        mask: NDArray[np.uint8] | None,
+        index: int,
+        on_step: OnStep,
+        timer: Timer,
+    ) -> HostPixels:
+        """Paints picture ``index`` of a recipe by calling the pipeline as any user of diffusers would."""
+        pipe = self._pipe_for(recipe.mode)
+        shell = copy.copy(pipe)
         shell.scheduler = self._scheduler(recipe.scheduler)
         arguments = self._conditioning.arguments(recipe)
         timer.encoded = time.perf_counter()
@@ -159,11 +188,15 @@ class Pipeline:
             "num_inference_steps": recipe.steps,
             "guidance_scale": recipe.guidance_scale,
             # A CPU generator gives the same noise on every device.
-            "generator": torch.Generator("cpu").manual_seed(seed),
+            "generator": torch.Generator("cpu").manual_seed(recipe.seed + index),
+            "image": None if image is None else Image.fromarray(image),
+            "mask_image": None if mask is None else Image.fromarray(mask),
+            "strength": recipe.strength,
             "output_type": "pt",
             "callback_on_step_end": after_step,
         }
-        output = shell(**{name: value for name, value in arguments.items() if name in self._accepted})
+        accepted = inspect.signature(shell.__call__).parameters
+        output = shell(**{name: value for name, value in arguments.items() if name in accepted and value is not None})
         picture = HostPixels(output[0][0])
         timer.decoded = time.perf_counter()
         return picture

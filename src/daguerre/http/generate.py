@@ -7,18 +7,39 @@ import msgspec
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from daguerre.errors import JobCancelled
+from daguerre.errors import FieldError, InvalidRecipe, JobCancelled
 from daguerre.http import wire
 from daguerre.http.state import State
 from daguerre.imaging import media_type
 from daguerre.job import Job
+from daguerre.jobs.inputs import read
+from daguerre.recipe import Draft, Mode
 
 #: Bodies above this are parsed off the event loop.
 LARGE_BODY = 64 * 1024
 
 
 async def generate(request: Request[State]) -> Response:
-    """``POST /generate``: paints and answers with the picture, or with the job as JSON, as Accept says."""
+    """``POST /generate``: paints what the recipe's images make of it: from text, from an image, or into one."""
+    return await _generate(request, None)
+
+
+async def txt2img(request: Request[State]) -> Response:
+    """``POST /v1/txt2img``: paints from text alone."""
+    return await _generate(request, "txt2img")
+
+
+async def img2img(request: Request[State]) -> Response:
+    """``POST /v1/img2img``: paints from an image."""
+    return await _generate(request, "img2img")
+
+
+async def inpaint(request: Request[State]) -> Response:
+    """``POST /v1/inpaint``: paints a part of an image anew."""
+    return await _generate(request, "inpaint")
+
+
+async def _generate(request: Request[State], mode: Mode | None) -> Response:
     body = await request.body()
     loop = asyncio.get_running_loop()
     codec = request.state["codec"]
@@ -27,10 +48,12 @@ async def generate(request: Request[State]) -> Response:
         draft = await loop.run_in_executor(codec, wire.read_draft, content_type, body)
     else:
         draft = wire.read_draft(content_type, body)
+    _check_mode(draft, mode)
     accepted = wire.negotiate(request.headers.get("accept", ""), draft)
     if accepted.format is not None:
         draft = msgspec.structs.replace(draft, format=accepted.format)
-    job = await _paint(request, request.state["service"].submit(draft))
+    inputs = None if draft.image is None else await loop.run_in_executor(codec, read, draft)
+    job = await _paint(request, request.state["service"].submit(draft, inputs))
     paths = [request.state["files"].find(image.filename) for image in job.images]
     pictures = await loop.run_in_executor(codec, _read, [path for path in paths if path is not None])
     headers = wire.generation_headers(job)
@@ -39,6 +62,16 @@ async def generate(request: Request[State]) -> Response:
         encoded = await loop.run_in_executor(codec, msgspec.json.encode, wire.wire_job(job, pictures))
         return Response(encoded, headers=headers, media_type="application/json")
     return Response(pictures[0], headers=headers, media_type=media_type(job.recipe.format))
+
+
+def _check_mode(draft: Draft, mode: Mode | None) -> None:
+    """A route that names a mode insists on it."""
+    if mode is None or draft.mode == mode:
+        return
+    needed = {"txt2img": (), "img2img": ("image",), "inpaint": ("image", "mask")}[mode]
+    fields = [name for name in ("image", "mask") if (getattr(draft, name) is None) == (name in needed)]
+    verb = {True: "is needed by", False: "is not for"}
+    raise InvalidRecipe([FieldError(name, f"{verb[name in needed]} {mode}") for name in fields])
 
 
 def _read(paths: list[Path]) -> list[bytes]:

@@ -1,17 +1,28 @@
 """Owns the table of routes: everything that this server answers to."""
 
+from collections.abc import Awaitable, Callable
+
+from starlette.requests import Request
+from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from daguerre.http.generate import generate
+from daguerre.http.generate import generate, img2img, inpaint, txt2img
 from daguerre.http.images import output
 from daguerre.http.operations import health, livez, ping, readyz
+from daguerre.http.state import State
+
+
+def _everywhere(name: str, endpoint: Callable[[Request[State]], Awaitable[Response]]) -> list[BaseRoute]:
+    """The paths under which clients look for a mode of painting."""
+    paths = (f"/v1/{name}", f"/v1/generate/{name}", f"/api/v1/{name}", f"/api/v1/generate/{name}")
+    return [Route(path, endpoint, methods=["POST"]) for path in paths]
+
 
 ROUTES: list[BaseRoute] = [
     Route("/generate", generate, methods=["POST"]),
-    Route("/v1/txt2img", generate, methods=["POST"]),
-    Route("/v1/generate/txt2img", generate, methods=["POST"]),
-    Route("/api/v1/txt2img", generate, methods=["POST"]),
-    Route("/api/v1/generate/txt2img", generate, methods=["POST"]),
+    *_everywhere("txt2img", txt2img),
+    *_everywhere("img2img", img2img),
+    *_everywhere("inpaint", inpaint),
     Route("/outputs/{filename}", output),
     Route("/ping", ping),
     Route("/health", health),

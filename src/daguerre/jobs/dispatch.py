@@ -29,7 +29,7 @@ from daguerre.store.files import Files
 
 log = logging.getLogger(__name__)
 
-#: Jobs that the engine is given at once. It chooses among them: the more it sees, the less a short one waits for a long.
+#: Jobs that the engine is given at once. It chooses among them: the more it sees, the less a short one waits.
 AHEAD = 64
 
 
@@ -75,7 +75,16 @@ class Dispatch:
             self._in_engine[job_id] = Gathered()
             if len(self._in_engine) >= AHEAD:
                 self._has_room.clear()
-            self._engine.submit(Submission(job_id, job.recipe, self._service.catalog.model(job.recipe.model)))
+            self._engine.submit(await self._submission(job))
+
+    async def _submission(self, job: Job) -> Submission:
+        recipe, inputs = job.recipe, self._service.inputs(job.id)
+        model = self._service.catalog.model(recipe.model)
+        if inputs is None:
+            return Submission(job.id, recipe, model)
+        loop = asyncio.get_running_loop()
+        image, mask = await loop.run_in_executor(self._codec, inputs.fitted, (recipe.width, recipe.height))
+        return Submission(job.id, recipe, model, image, mask)
 
     def cancel(self, job_id: str, error: DaguerreError) -> None:
         """Stops a job that the engine has."""

@@ -13,6 +13,7 @@ from daguerre.catalog import Catalog
 from daguerre.errors import DaguerreError, Draining, JobCancelled, JobTimeout, NotReady, QueueFull
 from daguerre.job import Failure, Job, Status, new_id
 from daguerre.jobs.hub import Hub
+from daguerre.jobs.inputs import Inputs
 from daguerre.jobs.queue import Queue
 
 
@@ -41,6 +42,7 @@ class JobService:
         self._job_timeout = job_timeout
         self._result_ttl = result_ttl
         self._jobs: dict[str, Job] = {}
+        self._inputs: dict[str, Inputs] = {}
         self._errors: dict[str, DaguerreError] = {}
         self._deadlines: dict[str, asyncio.TimerHandle] = {}
         self._seconds_per_job = 1.0
@@ -70,7 +72,7 @@ class JobService:
         """Takes no more jobs from now on."""
         self._refusal = self._refusal or reason
 
-    def submit(self, draft: recipe.Draft) -> Job:
+    def submit(self, draft: recipe.Draft, inputs: Inputs | None = None) -> Job:
         """Accepts a job and queues it.
 
         Raises:
@@ -81,10 +83,14 @@ class JobService:
         if self._refusal is not None:
             raise self._refusal
         model = self.catalog.model(draft.model)
-        whole = recipe.resolve(draft, model, random.randrange(recipe.RANDOM_SEEDS), self.catalog.styles)
+        seed = random.randrange(recipe.RANDOM_SEEDS)
+        size = None if inputs is None else inputs.image.size
+        whole = recipe.resolve(draft, model, seed, self.catalog.styles, size)
         job = Job(id=new_id(), recipe=whole, created_at=time.time())
         if self.waiting >= self.queue_limit:
             raise QueueFull(f"{self.queue_limit} jobs are waiting already", self._seconds_per_job)
+        if inputs is not None:
+            self._inputs[job.id] = inputs
         self.queue.put(job.id)
         self._jobs[job.id] = job
         loop = asyncio.get_running_loop()
@@ -94,6 +100,10 @@ class JobService:
     def find(self, job_id: str) -> Job | None:
         """The job's present state, while it is remembered."""
         return self._jobs.get(job_id)
+
+    def inputs(self, job_id: str) -> Inputs | None:
+        """The pictures that an unfinished job starts from."""
+        return self._inputs.get(job_id)
 
     async def wait(self, job_id: str) -> Job:
         """Waits for a job's end.
@@ -132,6 +142,7 @@ class JobService:
         self._jobs[job_id] = job
         if job.status.is_final:
             self._deadlines.pop(job_id).cancel()
+            self._inputs.pop(job_id, None)
             asyncio.get_running_loop().call_later(self._result_ttl, self._forget, job_id)
         self._hub.publish(job)
         return job

@@ -1,0 +1,49 @@
+"""Owns the pictures that a recipe starts from: decoded with care, fitted to the recipe's size."""
+
+import base64
+import binascii
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from daguerre import imaging
+from daguerre.errors import FieldError, InvalidRecipe
+from daguerre.recipe import Draft
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """An image to start from, and perhaps a mask of what to paint anew."""
+
+    image: Image.Image
+    mask: Image.Image | None
+
+    def fitted(self, size: tuple[int, int]) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
+        """Both in that size: the image [H, W, 3], the mask [H, W]."""
+        mask = None if self.mask is None else imaging.as_mask(self.mask, size)
+        return imaging.on_white(self.image, size), mask
+
+
+def read(draft: Draft) -> Inputs | None:
+    """The draft's pictures, decoded. It takes a while for large ones: not for the event loop.
+
+    Raises:
+        InvalidRecipe: naming the field that is no picture.
+    """
+    if draft.image is None:
+        return None
+    image = _decoded("image", draft.image)
+    return Inputs(image, None if draft.mask is None else _decoded("mask", draft.mask))
+
+
+def _decoded(field: str, text: str) -> Image.Image:
+    head, comma, rest = text.partition(",")
+    encoded = rest if comma and head.startswith("data:") else text
+    try:
+        return imaging.decode(base64.b64decode(encoded, validate=True))
+    except binascii.Error:
+        raise InvalidRecipe([FieldError(field, "is not base64")]) from None
+    except ValueError as error:
+        raise InvalidRecipe([FieldError(field, str(error))]) from None
