@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from starlette.applications import Starlette
@@ -19,7 +19,7 @@ from daguerre.http.state import State
 from daguerre.jobs.dispatch import Dispatch
 from daguerre.jobs.hub import Hub
 from daguerre.jobs.queue import Queue
-from daguerre.jobs.service import JobService
+from daguerre.jobs.service import JobService, Timeouts
 from daguerre.settings import Settings
 from daguerre.store.files import Files
 
@@ -28,10 +28,11 @@ CODEC_THREADS = 2
 
 
 class Daguerre(Starlette):
-    """The application; ``drain`` is for the server that runs it."""
+    """The application; ``drain`` is for the server that runs it, ``on_fault`` for who can start a new process."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, on_fault: Callable[[str], None] = lambda _: None) -> None:
         self._settings = settings
+        self._on_fault = on_fault
         self._service: JobService | None = None
         super().__init__(
             routes=ROUTES,
@@ -67,14 +68,14 @@ class Daguerre(Starlette):
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to tell
                 loop.call_soon_threadsafe(dispatch.receive, event)
 
-        engine = Engine(emit, settings.device, settings.dtype, settings.max_runs)
+        engine = Engine(emit, settings.device, settings.dtype, settings.max_runs, settings.step_timeout, self._on_fault)
         service = JobService(
             catalog,
             Queue(),
             Hub(),
             engine.cancel,
             queue_limit=settings.queue_limit,
-            job_timeout=settings.job_timeout,
+            timeouts=Timeouts(settings.wait_timeout, settings.run_timeout, settings.job_timeout),
             result_ttl=settings.result_ttl,
         )
         with ThreadPoolExecutor(CODEC_THREADS, thread_name_prefix="daguerre-codec") as codec:

@@ -1,6 +1,7 @@
 """Owns the command: serve, generate, doctor, config."""
 
 import base64
+import faulthandler
 import logging
 import os
 import sys
@@ -16,7 +17,7 @@ from daguerre.settings import Settings
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 
-FAILED, WRONG_USE = 1, 2
+FAILED, WRONG_USE, HUNG = 1, 2, 70
 
 Config = Annotated[Path | None, typer.Option(help="A daguerre.toml; the one in this folder is the default.")]
 ModelName = Annotated[str | None, typer.Option("--model", help="A model of the catalogue.")]
@@ -80,11 +81,18 @@ def _serve(settings: Settings, sockets: list[Any] | None = None) -> None:
     log_to_terminal(settings.log_level)
     # A thread that computes in Python gives the event loop its turn within a millisecond instead of five.
     sys.setswitchinterval(0.001)
-    make_server(Daguerre(settings), settings).run(sockets)
+    make_server(Daguerre(settings, _leave), settings).run(sockets)
     # Jobs, files and sockets have been ended in order. A device call that hangs could still hold the interpreter.
     logging.shutdown()
     sys.stdout.flush()
     os._exit(0)
+
+
+def _leave(reason: str) -> None:
+    """Ends a process that cannot mend itself, with every thread's stack in the log; a supervisor starts a new one."""
+    logging.getLogger("daguerre").critical("%s; leaving with code %d", reason, HUNG)
+    faulthandler.dump_traceback(all_threads=True)
+    os._exit(HUNG)
 
 
 def _serve_and_reload(settings: Settings) -> None:

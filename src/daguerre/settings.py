@@ -43,6 +43,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     max_runs: Annotated[int, Meta(ge=1)] = 16
     #: A job that has waited and run this long is ended with 504.
     job_timeout: Seconds = 600.0
+    #: A job that has not begun after this long is ended with 504.
+    wait_timeout: Seconds = 600.0
+    #: A job that has run this long is ended with 504.
+    run_timeout: Seconds = 600.0
+    #: A step that takes longer means that the device hangs: the process ends with code 70, for a supervisor to restart.
+    step_timeout: Seconds = 600.0
     #: How long a finished job is remembered.
     result_ttl: Seconds = 3600.0
     #: Largest request body, in bytes.

@@ -19,6 +19,7 @@ from daguerre.catalog import Model
 from daguerre.engine.events import EngineDied, Event, ModelLoading, Painted, Pixels, RunEnded, Started, Stepped
 from daguerre.engine.residency import Loaded, Residency
 from daguerre.engine.scheduler import Entrant, Scheduler, Waiting, bucket
+from daguerre.engine.watchdog import Watchdog
 from daguerre.errors import DaguerreError, JobCancelled, JobFailed, NotReady, OutOfMemory
 from daguerre.recipe import Recipe
 
@@ -32,6 +33,8 @@ log = logging.getLogger(__name__)
 
 #: Pictures under way at once, where nothing else says.
 MAX_RUNS = 16
+#: Seconds that a step may take, with the decoding of the pictures it finishes: SDXL on a slow CPU needs some.
+STEP_TIMEOUT = 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,13 +111,23 @@ class State:
 class Engine:
     """Paints pictures on one thread. ``emit`` is called with every event, on that thread: it must not block.
 
-    At most ``max_runs`` pictures are under way at once; they share forwards where their calls allow it.
+    At most ``max_runs`` pictures are under way at once; they share forwards where their calls allow it. ``on_fault`` is
+    called when nothing but a new process helps: a step that takes longer than ``step_timeout`` seconds (on a thread of
+    its own), or a device that answers every call with an error.
     """
 
     def __init__(
-        self, emit: Callable[[Event], None], device: str = "auto", dtype: str = "auto", max_runs: int = MAX_RUNS
+        self,
+        emit: Callable[[Event], None],
+        device: str = "auto",
+        dtype: str = "auto",
+        max_runs: int = MAX_RUNS,
+        step_timeout: float = STEP_TIMEOUT,
+        on_fault: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._emit = emit
+        self._step_timeout = step_timeout
+        self._on_fault = on_fault
         self._device = device
         self._dtype = dtype
         self._max_runs = max_runs
@@ -163,11 +176,14 @@ class Engine:
         torch.set_grad_enabled(False)
         residency = Residency(self._device, self._dtype, self._emit, self._inbox.put)
         state = State(residency, Scheduler(), Pace(residency.device), Records())
+        watchdog = Watchdog(self._step_timeout, lambda: self._on_fault("a step has taken too long"))
         while state.is_open:
-            self._begin_runs(state)
+            with watchdog.step():
+                self._begin_runs(state)
             self._read_inbox(state)
             if state.calls:
-                self._step(state)
+                with watchdog.step():
+                    self._step(state)
 
     def _read_inbox(self, state: State) -> None:
         """Takes all messages; waits for one only when there is nothing to compute."""
@@ -306,6 +322,8 @@ class Engine:
         assert painting.record is not None
         painting.record.drop()
         if isinstance(outcome, Exception):
+            if _is_device_fault(outcome):
+                self._on_fault("the device answers with an error that does not go away")
             self._end_job(state, painting.job_id, _as_failure(outcome, painting.job_id))
         else:
             self._painted(state, painting, outcome)
@@ -420,6 +438,12 @@ def _unwind(run: "Run", error: DaguerreError) -> None:
 def _is_out_of_memory(error: Exception) -> bool:
     # By name: importing torch's class here would load torch with this module.
     return type(error).__name__ == "OutOfMemoryError"
+
+
+def _is_device_fault(error: Exception) -> bool:
+    """Whether the device's context is lost: after an illegal access every later call fails, so a retry cannot help."""
+    text = str(error)
+    return type(error).__name__ == "AcceleratorError" or (isinstance(error, RuntimeError) and "CUDA error" in text)
 
 
 def _free_memory() -> None:

@@ -3,7 +3,6 @@
 import asyncio
 import dataclasses
 import logging
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
@@ -22,7 +21,7 @@ from daguerre.engine import (
     Submission,
 )
 from daguerre.errors import DaguerreError, JobFailed, NotReady
-from daguerre.job import Image, Job, Status, Timings
+from daguerre.job import Image, Job, Timings
 from daguerre.jobs import pictures
 from daguerre.jobs.service import JobService
 from daguerre.store.files import Files
@@ -96,7 +95,7 @@ class Dispatch:
             case ModelLoading() | ModelReady() | ModelAbsent() | EngineDied():
                 self._receive_state(event)
             case Started(job_id):
-                self._service.changed(job_id, status=Status.RUNNING, started_at=time.time())
+                self._service.began(job_id)
             case Stepped(job_id, index, step, steps):
                 job = self._service.find(job_id)
                 if job is not None:

@@ -5,6 +5,7 @@ import contextlib
 import random
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import msgspec
 
@@ -15,6 +16,15 @@ from daguerre.job import Failure, Job, Status, new_id
 from daguerre.jobs.hub import Hub
 from daguerre.jobs.inputs import Inputs
 from daguerre.jobs.queue import Queue
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """Seconds that a job may wait, run, and take in all."""
+
+    wait: float
+    run: float
+    total: float
 
 
 class JobService:
@@ -31,7 +41,7 @@ class JobService:
         cancel_run: Callable[[str, DaguerreError], None],
         *,
         queue_limit: int,
-        job_timeout: float,
+        timeouts: Timeouts,
         result_ttl: float,
     ) -> None:
         self.catalog = catalog
@@ -39,7 +49,7 @@ class JobService:
         self.queue_limit = queue_limit
         self._hub = hub
         self._cancel_run = cancel_run
-        self._job_timeout = job_timeout
+        self._timeouts = timeouts
         self._result_ttl = result_ttl
         self._jobs: dict[str, Job] = {}
         self._inputs: dict[str, Inputs] = {}
@@ -93,9 +103,14 @@ class JobService:
             self._inputs[job.id] = inputs
         self.queue.put(job.id)
         self._jobs[job.id] = job
-        loop = asyncio.get_running_loop()
-        self._deadlines[job.id] = loop.call_later(self._job_timeout, self.end, job.id, JobTimeout())
+        self._set_deadline(job.id, min(self._timeouts.wait, self._timeouts.total))
         return job
+
+    def _set_deadline(self, job_id: str, seconds: float) -> None:
+        if job_id in self._deadlines:
+            self._deadlines[job_id].cancel()
+        loop = asyncio.get_running_loop()
+        self._deadlines[job_id] = loop.call_later(max(0.0, seconds), self.end, job_id, JobTimeout())
 
     def find(self, job_id: str) -> Job | None:
         """The job's present state, while it is remembered."""
@@ -146,6 +161,14 @@ class JobService:
             asyncio.get_running_loop().call_later(self._result_ttl, self._forget, job_id)
         self._hub.publish(job)
         return job
+
+    def began(self, job_id: str) -> None:
+        """The engine has begun to paint."""
+        now = time.time()
+        job = self.changed(job_id, status=Status.RUNNING, started_at=now)
+        if job is not None:
+            left = self._timeouts.total - (now - job.created_at)
+            self._set_deadline(job_id, min(self._timeouts.run, left))
 
     def succeeded(self, job_id: str, **changes: object) -> None:
         """The pictures are written."""

@@ -1,0 +1,34 @@
+"""Owns the watchdog: a thread that sees a step take too long. A device that hangs can only be left, not interrupted."""
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+
+class Watchdog:
+    """Calls ``on_hang`` once, on its own thread, when a step takes longer than ``budget`` seconds."""
+
+    def __init__(self, budget: float, on_hang: Callable[[], None]) -> None:
+        self._budget = budget
+        self._on_hang = on_hang
+        # Written by the engine thread, read by the watchdog's: one reference, so no lock is needed.
+        self._since: float | None = None
+        threading.Thread(target=self._watch, name="daguerre-watchdog", daemon=True).start()
+
+    @contextlib.contextmanager
+    def step(self) -> Iterator[None]:
+        """Whatever is done while it lasts has to be done within the budget."""
+        self._since = time.monotonic()
+        try:
+            yield
+        finally:
+            self._since = None
+
+    def _watch(self) -> None:
+        while True:
+            time.sleep(min(0.5, self._budget / 4))
+            since = self._since
+            if since is not None and time.monotonic() - since > self._budget:
+                self._on_hang()
+                return
