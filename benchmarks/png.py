@@ -9,10 +9,16 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image, ImageDraw
 
+from benchmarks.goals import Goal
 from daguerre.imaging import Pixels, encode_png
 
 SIDE = 1024
 ROUNDS = 9
+
+GOALS = (
+    Goal("times as fast as Pillow's default, noisy photo", ("photo with noise", "times_as_fast"), 40.0, is_least=True),
+    Goal("bytes to Pillow's default, noisy photo", ("photo with noise", "bytes_ratio"), 1.15),
+)
 
 
 def photo(side: int = SIDE, noise: float = 2.0, seed: int = 0) -> Pixels:

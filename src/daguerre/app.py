@@ -33,6 +33,9 @@ class Daguerre(Starlette):
     def __init__(self, settings: Settings, on_fault: Callable[[str], None] = lambda _: None) -> None:
         self._settings = settings
         self._on_fault = on_fault
+        # Before anything listens: a start that cannot succeed is to end with its reason.
+        self._catalog = catalogs.read(settings.weights, settings.default_model)
+        self._catalog.model()
         self._service: JobService | None = None
         super().__init__(
             routes=ROUTES,
@@ -59,7 +62,6 @@ class Daguerre(Starlette):
     @contextlib.asynccontextmanager
     async def _lifespan(self, _app: Starlette) -> AsyncIterator[State]:
         settings = self._settings
-        catalog = catalogs.read(settings.weights, settings.default_model)
         files = Files(settings.outputs)
         files.sweep()
         loop = asyncio.get_running_loop()
@@ -70,7 +72,7 @@ class Daguerre(Starlette):
 
         engine = Engine(emit, settings.device, settings.dtype, settings.max_runs, settings.step_timeout, self._on_fault)
         service = JobService(
-            catalog,
+            self._catalog,
             Queue(),
             Hub(),
             engine.cancel,
@@ -81,7 +83,7 @@ class Daguerre(Starlette):
         with ThreadPoolExecutor(CODEC_THREADS, thread_name_prefix="daguerre-codec") as codec:
             dispatch = Dispatch(service, engine, files, codec)
             self._service = service
-            engine.start(preload=catalog.model())
+            engine.start(preload=self._catalog.model())
             feeding = loop.create_task(dispatch.feed())
             yield State(settings=settings, service=service, dispatch=dispatch, files=files, codec=codec)
             feeding.cancel()

@@ -1,0 +1,66 @@
+"""Owns the command `python -m daguerre.demo`: train the embedded model, judge it, or draw what it learns from."""
+
+import argparse
+import math
+import random
+import sys
+from pathlib import Path
+
+from daguerre.demo.gate import hold, lay_out
+from daguerre.demo.processes import hush, train
+from daguerre.demo.scene import describe_scene, draw_scene, sample_scene
+from daguerre.demo.training import Plan
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m daguerre.demo", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    learn = commands.add_parser("train", help="train, or go on from the checkpoint in --out")
+    learn.add_argument("--out", type=Path, required=True, help="the work folder")
+    learn.add_argument("--init", type=Path, help="a diffusers folder to start from; its tokenizer and VAE stay")
+    learn.add_argument("--processes", type=int, default=2)
+    learn.add_argument("--threads", type=int, default=1, help="of each process")
+    learn.add_argument("--minutes", type=float, default=math.inf, help="stop then; the same command goes on later")
+    learn.add_argument("--save-every", type=float, default=300, help="seconds between checkpoints")
+    learn.add_argument("--hurry", type=int, help="end after so many more samples, the rate falling from now on")
+    learn.add_argument("--autoencoder-steps", type=int, default=2200, help="without --init")
+    for name, kind in Plan.__annotations__.items():
+        if kind in (int, float):
+            first = getattr(Plan(), name)
+            learn.add_argument(f"--{name.replace('_', '-')}", type=kind, help=f"{first}, or as the checkpoint says")
+    gate = commands.add_parser("gate", help="judge an exported folder")
+    gate.add_argument("weights", type=Path)
+    gate.add_argument("--sheet", type=Path, help="where a PNG of what was painted goes")
+    gate.add_argument("--seeds", type=int, default=5)
+    gate.add_argument("--steps", type=int, default=20)
+    show = commands.add_parser("draw", help="lay out a sheet of what the model learns from")
+    show.add_argument("--out", type=Path, required=True, help="a PNG")
+    show.add_argument("--count", type=int, default=60)
+    show.add_argument("--seed", type=int, default=0)
+    return parser
+
+
+def _draw(out: Path, count: int, seed: int) -> None:
+    """Lay out scenes with a caption each."""
+    scenes = [sample_scene(seed * 10**6 + place) for place in range(count)]
+    choice = random.Random(seed)
+    lay_out([draw_scene(scene) for scene in scenes], [describe_scene(scene, choice) for scene in scenes]).save(out)
+
+
+def main() -> None:
+    """Run one command; a gate that is not passed exits with 1."""
+    options = _parser().parse_args()
+    hush()
+    if options.command == "train":
+        options.out.mkdir(parents=True, exist_ok=True)
+        options.out = options.out.resolve()
+        train(options)
+    elif options.command == "gate":
+        findings = hold(options.weights, options.seeds, options.steps, options.sheet)
+        sys.exit(not findings.is_passed)
+    else:
+        _draw(options.out, options.count, options.seed)
+
+
+if __name__ == "__main__":
+    main()

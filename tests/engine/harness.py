@@ -1,0 +1,300 @@
+"""Driving the real engine thread, and the oracle it is held against: the plain diffusers call."""
+
+import contextlib
+import inspect
+import itertools
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from queue import Empty, SimpleQueue
+from typing import Any, Self
+
+import compel
+import diffusers
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from daguerre.catalog import Model
+from daguerre.engine import Engine, EngineDied, Event, Painted, RunEnded, Stepped, Submission
+from daguerre.errors import BadOutput, DaguerreError
+from daguerre.recipe import Draft, Recipe, resolve
+from daguerre.samplers import samplers_for
+
+Picture = NDArray[np.uint8]  # [H, W, 3]
+Mask = NDArray[np.uint8]  # [H, W]
+React = Callable[[Engine, Event], None]
+
+#: Warnings of other people's code, which the tests can do nothing about.
+THIRD_PARTY = [
+    # numpy 2's new arguments, which diffusers' schedulers make it ask torch's tensors for
+    pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:__array_wrap__ must accept context:DeprecationWarning"),
+]
+
+#: Seconds that the tests wait for the engine before they call it stuck.
+PATIENCE = 40.0
+
+_numbers = itertools.count()
+
+
+def job(model: Model, prompt: str, image: Picture | None = None, mask: Mask | None = None, **fields: Any) -> Submission:
+    """A submission as the service makes it: the draft's fields over the tests' defaults, resolved against the model."""
+    given = {"width": 32, "height": 32, "steps": 3, "seed": 0, "guidance_scale": 4.0, "prompt_syntax": "plain"} | fields
+    images = {"image": image, "mask": mask}
+    draft = Draft(prompt=prompt, **given, **{name: "" for name, value in images.items() if value is not None})
+    recipe = resolve(draft, model, 0, {})
+    return Submission(f"job-{next(_numbers)}", recipe, model, image, mask)
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What became of a submission. It is over when it has all its pictures, or its one error."""
+
+    submission: Submission
+    pictures: dict[int, Picture] = field(default_factory=dict)
+    steps: list[Stepped] = field(default_factory=list)
+    error: DaguerreError | None = None
+    ends: int = 0  # Painted of the last picture, and RunEnded: of both together there may only be one
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more is to come."""
+        return self.ends > 0
+
+    @property
+    def picture(self) -> Picture:
+        """The only picture of a job that asked for one and got it."""
+        assert self.error is None, self.error
+        (picture,) = self.pictures.values()
+        return picture
+
+    def take(self, event: Event) -> None:
+        """Writes an event of this job down."""
+        match event:
+            case Painted(index=index, pixels=pixels):
+                assert index not in self.pictures, "painted twice"
+                try:
+                    self.pictures[index] = pixels.array().copy()  # of its own: not the engine's tensor
+                except BadOutput as error:
+                    self.error = error
+                self.ends += len(self.pictures) + (self.error is not None) == self.submission.recipe.count
+            case Stepped():
+                self.steps.append(event)
+            case RunEnded(error=error):
+                self.error = error
+                self.ends += 1
+
+
+class Darkroom:
+    """An engine on the CPU in float32, and everything it has told. ``react`` is called on the engine thread."""
+
+    def __init__(self, max_runs: int = 8, react: React | None = None) -> None:
+        self._events: SimpleQueue[Event] = SimpleQueue()
+        self._react = react
+        self._outcomes: dict[str, Outcome] = {}
+        self.events: list[Event] = []
+        self.threads: dict[str, set[str]] = {}  # names of the threads that emitted, by type of event
+        self.engine = Engine(self._emit, "cpu", "float32", max_runs=max_runs)
+
+    def __enter__(self) -> Self:
+        self.engine.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self.engine.close(PATIENCE)
+
+    def submit(self, *submissions: Submission) -> None:
+        """Hands them over; before the engine is started, this is what makes them begin at one moment."""
+        self.expect(*submissions)
+        for submission in submissions:
+            self.engine.submit(submission)
+
+    def expect(self, *submissions: Submission) -> None:
+        """Waits for these too, whoever submits them."""
+        for submission in submissions:
+            self._outcomes[submission.id] = Outcome(submission)
+
+    def outcomes(self) -> dict[str, Outcome]:
+        """Waits until every submission is over."""
+        self.wait(lambda: all(outcome.is_over for outcome in self._outcomes.values()))
+        return self._outcomes
+
+    def paint(self, submission: Submission) -> Outcome:
+        """One submission, waited for."""
+        self.submit(submission)
+        return self.outcomes()[submission.id]
+
+    def wait(self, is_done: Callable[[], bool]) -> None:
+        """Takes events in until something is so."""
+        until = time.monotonic() + PATIENCE
+        while not is_done():
+            try:
+                self._take(self._events.get(timeout=max(0.0, until - time.monotonic())))
+            except Empty:
+                raise AssertionError(f"the engine is stuck; its last events: {self.events[-5:]}") from None
+
+    def rest(self) -> dict[str, Outcome]:
+        """Everything that has been told by now; after close, everything there is."""
+        with contextlib.suppress(Empty):
+            while True:
+                self._take(self._events.get_nowait())
+        return self._outcomes
+
+    def _take(self, event: Event) -> None:
+        self.events.append(event)
+        assert not isinstance(event, EngineDied), event.error
+        outcome = self._outcomes.get(getattr(event, "job_id", ""))
+        if outcome is not None:
+            outcome.take(event)
+
+    def _emit(self, event: Event) -> None:
+        self.threads.setdefault(type(event).__name__, set()).add(threading.current_thread().name)
+        self._events.put(event)
+        if self._react is not None:
+            self._react(self.engine, event)
+
+
+def paint_all(submissions: Sequence[Submission], max_runs: int = 8) -> tuple[dict[str, Outcome], list[int]]:
+    """Paints them at once in a new engine: what became of each, and the rows of every forward that was computed.
+
+    All are there before the model is, so they begin at the same moment.
+    """
+    darkroom = Darkroom(max_runs)
+    darkroom.submit(*submissions)
+    with count_forwards() as rows, darkroom:
+        outcomes = darkroom.outcomes()
+    return outcomes, rows
+
+
+#: The first submodule that each denoiser calls, on the tensor that has a row for each picture and guidance branch.
+ENTRANCES = {
+    "UNet2DConditionModel": "conv_in",
+    "FluxTransformer2DModel": "x_embedder",
+    "SD3Transformer2DModel": "pos_embed",
+    "AuraFlowTransformer2DModel": "pos_embed",
+}
+
+
+@contextlib.contextmanager
+def count_forwards() -> Iterator[list[int]]:
+    """The rows of each denoiser forward. A call that only waits at the rendezvous reaches no submodule."""
+    rows: list[int] = []
+    entrances: set[torch.nn.Module] = set()
+
+    def find(module: torch.nn.Module, _args: Any) -> None:
+        name = ENTRANCES.get(type(module).__name__)
+        if name is not None:
+            entrances.add(getattr(module, name))
+
+    def count(module: torch.nn.Module, args: Any, _output: Any) -> None:
+        if module in entrances:
+            rows.append(int(args[0].shape[0]))
+
+    hooks = torch.nn.modules.module
+    handles = [hooks.register_module_forward_pre_hook(find), hooks.register_module_forward_hook(count)]
+    try:
+        yield rows
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@cache
+def _pipe(model: Model, mode: str) -> Any:
+    if mode == "txt2img":
+        pipe = diffusers.DiffusionPipeline.from_pretrained(model.path)
+    else:
+        auto = {"img2img": diffusers.AutoPipelineForImage2Image, "inpaint": diffusers.AutoPipelineForInpainting}[mode]
+        pipe = auto.from_pipe(_pipe(model, "txt2img"))
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def plain(submission: Submission, index: int = 0) -> Picture:
+    """Picture ``index`` of a submission as the plain diffusers call paints it."""
+    recipe = submission.recipe
+    pipe = _pipe(submission.model, recipe.mode)
+    own = _pipe(submission.model, "txt2img").scheduler
+    sampler = samplers_for(type(own).__name__)[recipe.scheduler]
+    pipe.scheduler = getattr(diffusers, sampler.scheduler).from_config(own.config, **sampler.options)
+    arguments = _prompts(pipe, recipe) | {
+        "num_inference_steps": recipe.steps,
+        "guidance_scale": recipe.guidance_scale,
+        "generator": torch.Generator("cpu").manual_seed(recipe.seed + index),
+        "output_type": "pt",
+    }
+    if "width" in inspect.signature(pipe.__call__).parameters:  # else the image's size is meant
+        arguments |= {"width": recipe.width, "height": recipe.height}
+    if submission.image is not None:
+        arguments |= {"image": Image.fromarray(submission.image), "strength": recipe.strength}
+    if submission.mask is not None:
+        arguments["mask_image"] = Image.fromarray(submission.mask)
+    image = pipe(**arguments).images[0]
+    pipe.scheduler = own
+    picture: Picture = (image.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
+    return picture
+
+
+def _prompts(pipe: Any, recipe: Recipe) -> dict[str, Any]:
+    negative = {"negative_prompt": recipe.negative_prompt} if recipe.negative_prompt else {}
+    if recipe.clip_skip and type(pipe).__name__ == "StableDiffusionPipeline":
+        return {
+            "prompt_embeds": _skipped(pipe, recipe.prompt, recipe.clip_skip),
+            "negative_prompt_embeds": _last(pipe, recipe.negative_prompt),
+        }
+    if recipe.prompt_syntax == "plain":
+        skip = {"clip_skip": recipe.clip_skip} if recipe.clip_skip else {}
+        return {"prompt": recipe.prompt} | negative | skip
+    with torch.no_grad():
+        if "XL" in type(pipe).__name__:
+            made = compel.CompelForSDXL(pipe)(recipe.prompt, **negative)
+            pooled = {
+                "pooled_prompt_embeds": made.pooled_embeds,
+                "negative_pooled_prompt_embeds": made.negative_pooled_embeds,
+            }
+        else:
+            made = compel.CompelForSD(pipe)(recipe.prompt, negative_prompt=recipe.negative_prompt)
+            pooled = {}
+    return {"prompt_embeds": made.embeds, "negative_prompt_embeds": made.negative_embeds} | pooled
+
+
+def _skipped(pipe: Any, prompt: str, skip: int) -> torch.Tensor:
+    """The prompt without CLIP's last layers; diffusers 0.42 looks for these where transformers 5 has them no more."""
+    encoder = pipe.text_encoder
+    with torch.no_grad():
+        return encoder.final_layer_norm(_encoded(pipe, prompt).hidden_states[-1 - skip])
+
+
+def _last(pipe: Any, prompt: str) -> torch.Tensor:
+    return _encoded(pipe, prompt).last_hidden_state
+
+
+@torch.no_grad()
+def _encoded(pipe: Any, prompt: str) -> Any:
+    tokens = pipe.tokenizer(prompt, padding="max_length", max_length=77, truncation=True, return_tensors="pt")
+    return pipe.text_encoder(tokens.input_ids, output_hidden_states=True)
+
+
+def difference(one: Picture, other: Picture) -> int:
+    """The largest difference of two pictures, in levels of 0 to 255."""
+    assert one.shape == other.shape
+    return int(np.abs(one.astype(int) - other.astype(int)).max())
+
+
+def assert_parity(submissions: Sequence[Submission], outcomes: dict[str, Outcome]) -> None:
+    """Each picture is the plain call's, to a level of 255; and no two are alike, or mixing them up would pass."""
+    expected: list[tuple[Recipe, Picture]] = []
+    for submission in submissions:
+        outcome = outcomes[submission.id]
+        assert outcome.error is None, (submission.recipe, outcome.error)
+        assert sorted(outcome.pictures) == list(range(submission.recipe.count))
+        for index, picture in outcome.pictures.items():
+            expected.append((submission.recipe, plain(submission, index)))
+            assert difference(picture, expected[-1][1]) <= 1, (submission.recipe, index)
+    for (recipe, one), (other_recipe, other) in itertools.combinations(expected, 2):
+        assert one.shape != other.shape or difference(one, other) > 1, (recipe, other_recipe)
