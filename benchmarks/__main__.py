@@ -11,7 +11,7 @@ from typing import Any
 from benchmarks import machine
 from benchmarks.goals import judge, table
 
-NAMES = ("png", "overhead", "start", "picture")
+NAMES = ("png", "overhead", "start", "picture", "throughput", "mixed", "invariance", "loop", "simulate")
 RESULTS = Path("benchmarks", "results")
 
 

@@ -5,9 +5,9 @@ picture stays a tensor (``output_type="pt"``): what is timed is encoding the pro
 which nobody can do without. All that a server adds (8-bit pixels, file format, hops between threads, HTTP) is
 measured against this one number, whoever the server is.
 
-The pipeline is called in a thread, as both servers call it. In the main thread OpenMP spreads the embedded model's tiny
-operations over the cores, which gains nothing and, where other processes want the cores too, can take many times as
-long: the overhead of any server would look negative.
+The pipeline is loaded in one thread and called in another, as both servers do it. In the thread that loaded it OpenMP
+spreads the embedded model's tiny operations over the cores, which gains nothing and, where other processes want the
+cores too, can take many times as long: the overhead of any server would look negative.
 """
 
 import contextlib
@@ -78,10 +78,9 @@ def arguments(fields: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _answer() -> None:
+def _answer(pipe: Any) -> None:
     import torch
 
-    pipe = load()
     print("ready", flush=True)
     for line in sys.stdin:
         given = arguments(json.loads(line))
@@ -93,6 +92,6 @@ def _answer() -> None:
 
 
 if __name__ == "__main__":
-    thread = threading.Thread(target=_answer)
+    thread = threading.Thread(target=_answer, args=(load(),))
     thread.start()
     thread.join()

@@ -4,7 +4,7 @@ No forward is computed: a clock of its own goes on by what each would take. Half
 they come at random (Poisson), and ``load`` is what first-come-first-served could just bear: at 1 its queue would grow
 without end. All policies get the same trace. Ours is driven as the engine drives it: pictures begin in `order` while
 fewer than ``MAX_RUNS`` are under way, and each forward is what `pick` says; it is told nothing of the device but the
-seconds that went by, which are noisy, and tenfold for the first two forwards of each bucket. ``in turns`` is what most
+seconds that went by, which are noisy, and tenfold for the first forward of each bucket. ``in turns`` is what most
 batching servers do: up to 8 jobs, in the order in which they came, step together.
 
 The seeds here are for reporting; the policy's constants were chosen with others.
@@ -19,8 +19,8 @@ from typing import Any
 from benchmarks.goals import Goal, judge, table
 from daguerre.engine.scheduler import Entrant, Scheduler, Waiting, bucket
 
-SEEDS = (101, 102, 103)
-JOBS = 1500
+SEEDS = (201, 202, 203, 204, 205, 206)
+JOBS = 800
 LOADS = (0.6, 0.9)
 SHORT, LONG = 4, 50
 FORWARD = 0.1  # seconds for one row
@@ -223,10 +223,19 @@ def mixed(
     }
 
 
-def fairness(seeds: Sequence[int] = SEEDS, max_runs: int = MAX_RUNS) -> dict[str, float]:
-    """What a flood does to a client that sends now and then, on a device without gain."""
+def fairness(seeds: Sequence[int] = SEEDS[:3]) -> dict[str, float]:
+    """What a flood does to a client that sends now and then, on a device without gain: its 95th percentile in seconds.
+
+    ``ours_with_room`` has room for the whole flood: what lies between is the waiting for a run to end.
+    """
+    cases = {
+        "alone": ("ours", False, MAX_RUNS),
+        "fifo": ("FIFO", True, MAX_RUNS),
+        "ours": ("ours", True, MAX_RUNS),
+        "ours_with_room": ("ours", True, 4 * MAX_RUNS),
+    }
     p95s: dict[str, float] = {}
-    for name, policy, is_flooded in (("alone", "ours", False), ("fifo", "FIFO", True), ("ours", "ours", True)):
+    for name, (policy, is_flooded, max_runs) in cases.items():
         runs = [simulate(policy, DEVICES["no gain"], flood(seed, is_flooded), seed, max_runs) for seed in seeds]
         p95s[name] = p95(job.latency for jobs in runs for job in jobs if job.client == "few")
     return p95s | {"to_alone": p95s["ours"] / p95s["alone"]}

@@ -26,7 +26,6 @@ DIFFUSION: dict[str, Sampler] = {
     "kdpm2": Sampler("KDPM2DiscreteScheduler", "DPM2"),
     "kdpm2_a": Sampler("KDPM2AncestralDiscreteScheduler", "DPM2 a"),
     "lcm": Sampler("LCMScheduler", "LCM"),
-    "lms": Sampler("LMSDiscreteScheduler", "LMS"),
     "pndm": Sampler("PNDMScheduler", "PLMS"),
     "unipc": Sampler("UniPCMultistepScheduler", "UniPC"),
 }
@@ -34,7 +33,6 @@ DIFFUSION: dict[str, Sampler] = {
 # Schedulers that integrate a rectified flow: Stable Diffusion 3, FLUX and what came after them.
 FLOW: dict[str, Sampler] = {
     "euler": Sampler("FlowMatchEulerDiscreteScheduler", "Euler"),
-    "heun": Sampler("FlowMatchHeunDiscreteScheduler", "Heun"),
 }
 
 

@@ -75,7 +75,7 @@ class Studio:
 
     def _keep(self, painted: Painted, whole: Recipe, job_id: str, out: Path | None) -> Path:
         pixels = painted.pixels.array()
-        if out is not None and out.suffix and whole.count == 1:
+        if out is not None and out.suffix and not out.is_dir() and whole.count == 1:
             out.write_bytes(pictures.encode(pixels, whole, whole.seed))
             return out
         folder = out or self._settings.outputs

@@ -4,10 +4,14 @@ import copy
 import json
 from pathlib import Path
 
+import torch
 from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline
 from transformers import CLIPTokenizer
 
 from daguerre.demo.networks import Networks
+
+# Of the encoder; diffusers cuts it there too.
+LEAST_LOG_VARIANCE = -30.0
 
 # The last five are what other schedulers made from this configuration need: DDIM clips the latents without them.
 SCHEDULE = {
@@ -28,6 +32,7 @@ def export(folder: Path, networks: Networks, tokenizer: CLIPTokenizer, vae: Auto
     """Write the whole pipeline; the networks given stay as they are."""
     half = [copy.deepcopy(model).half() for model in (networks.first, networks.second, networks.unet, vae)]
     first, second, unet, small_vae = half
+    _make_sure(small_vae)
     pipeline = StableDiffusionXLPipeline(
         vae=small_vae,
         text_encoder=first,
@@ -44,6 +49,17 @@ def export(folder: Path, networks: Networks, tokenizer: CLIPTokenizer, vae: Auto
         _forget_paths(path)
     schedule = folder / "scheduler" / "scheduler_config.json"
     _write(schedule, json.loads(schedule.read_text()) | SCHEDULE)
+
+
+def _make_sure(vae: AutoencoderKL) -> None:
+    """Make the encoder's posterior its mean: trained by the mean alone, what it says of its variance is noise.
+
+    Pipelines that start from an image draw from the posterior, and would start from that noise.
+    """
+    channels = vae.config.latent_channels
+    with torch.no_grad():
+        vae.quant_conv.weight[channels:] = 0
+        vae.quant_conv.bias[channels:] = LEAST_LOG_VARIANCE
 
 
 def _forget_paths(path: Path) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from compel.prompt_parser import PromptParser
 
 from daguerre.errors import FieldError, InvalidRecipe
 from daguerre.recipe import Recipe
@@ -54,7 +55,7 @@ class Conditioning:
         negative = recipe.negative_prompt if recipe.negative_prompt or not zeros else None
         try:
             made = self._compel(recipe.prompt, negative_prompt=negative if is_guided else None)
-        except (ValueError, SyntaxError, AttributeError, IndexError, KeyError, TypeError) as error:
+        except (PromptParser.ParsingException, ValueError, AttributeError, IndexError, KeyError, TypeError) as error:
             raise InvalidRecipe(
                 [FieldError("prompt", "Compel cannot read it; prompt_syntax 'plain' takes it as it is")]
             ) from error
@@ -68,14 +69,21 @@ class Conditioning:
 
     def _encode_plain(self, recipe: Recipe, is_guided: bool) -> Embeddings:
         """The pipeline's own encoding: 77 tokens, no weights, the layer that clip_skip names."""
-        made = self._pipe.encode_prompt(
-            recipe.prompt,
-            device=self._pipe.device,
-            num_images_per_prompt=1,
-            do_classifier_free_guidance=is_guided,
-            negative_prompt=recipe.negative_prompt or None,
-            clip_skip=recipe.clip_skip or None,
-        )
+        try:
+            made = self._pipe.encode_prompt(
+                recipe.prompt,
+                device=self._pipe.device,
+                num_images_per_prompt=1,
+                do_classifier_free_guidance=is_guided,
+                negative_prompt=recipe.negative_prompt or None,
+                clip_skip=recipe.clip_skip or None,
+            )
+        except AttributeError as error:
+            if not recipe.clip_skip:
+                raise
+            # diffusers 0.42 looks in StableDiffusionPipeline for a part of CLIP that transformers 5 has renamed.
+            message = "these versions of diffusers and transformers cannot skip layers of this model"
+            raise InvalidRecipe([FieldError("clip_skip", message)]) from error
         names = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
         return {name: value for name, value in zip(names, made, strict=False) if value is not None}
 

@@ -7,7 +7,7 @@ import gc
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
@@ -88,6 +88,12 @@ class Painting:
         """Whose picture it is."""
         return self.submission.id
 
+    @property
+    def kind(self) -> tuple[Hashable, ...]:
+        """What its calls have in common with those that they may share forwards with."""
+        recipe = self.submission.recipe
+        return (self.submission.model.name, recipe.width, recipe.height)
+
 
 @dataclass(slots=True)
 class State:
@@ -124,7 +130,9 @@ class Engine:
         max_runs: int = MAX_RUNS,
         step_timeout: float = STEP_TIMEOUT,
         on_fault: Callable[[str], None] = lambda _: None,
+        scheduler: Scheduler | None = None,
     ) -> None:
+        self._scheduler = scheduler or Scheduler()
         self._emit = emit
         self._step_timeout = step_timeout
         self._on_fault = on_fault
@@ -175,15 +183,19 @@ class Engine:
         # Once for the whole thread: a run must not leave a torch context open across a switch.
         torch.set_grad_enabled(False)
         residency = Residency(self._device, self._dtype, self._emit, self._inbox.put)
-        state = State(residency, Scheduler(), Pace(residency.device), Records())
+        state = State(residency, self._scheduler, Pace(residency.device), Records())
         watchdog = Watchdog(self._step_timeout, lambda: self._on_fault("a step has taken too long"))
-        while state.is_open:
-            with watchdog.step():
-                self._begin_runs(state)
-            self._read_inbox(state)
-            if state.calls:
+        try:
+            while state.is_open:
                 with watchdog.step():
-                    self._step(state)
+                    self._begin_runs(state)
+                self._read_inbox(state)
+                if state.calls:
+                    with watchdog.step():
+                        self._step(state)
+        finally:
+            watchdog.close()
+            residency.close()
 
     def _read_inbox(self, state: State) -> None:
         """Takes all messages; waits for one only when there is nothing to compute."""
@@ -216,13 +228,25 @@ class Engine:
         """Begins waiting pictures in the scheduler's order, as far as their models are there and there is room."""
         while len(state.running) < self._max_runs:
             ready = self._ready(state)
-            if not ready:
-                return
             entrants = [_entrant(painting) for painting in ready]
-            first = state.scheduler.order(entrants, time.monotonic())[0].run
+            if not entrants:
+                return
+            order = (entrant.run for entrant in state.scheduler.order(entrants, time.monotonic()))
+            first = next((painting for painting in order if self._may_begin(state, painting)), None)
+            if first is None:
+                return
             assert isinstance(first, Painting)
             state.waiting.remove(first)
             self._begin(state, first, ready[first])
+
+    def _may_begin(self, state: State, painting: Hashable) -> bool:
+        """A quarter of the places is kept for pictures that have less to do than any that is under way.
+
+        Else as many long ones as there are places would make a short one wait for an end of theirs.
+        """
+        assert isinstance(painting, Painting)
+        room = self._max_runs - len(state.running)
+        return room > self._max_runs // 4 or all(painting.forwards < p.forwards for p in state.running.values())
 
     def _ready(self, state: State) -> dict[Painting, "Pipeline"]:
         """The waiting pictures whose models are on the device; the models of the others are asked for."""
@@ -260,7 +284,10 @@ class Engine:
             painting.forwards = steps - step
             self._emit(Stepped(painting.job_id, index, step, steps))
 
-        return Run(lambda: pipeline.paint(submission.recipe, submission.image, submission.mask, index, on_step, timer))
+        return Run(
+            lambda: pipeline.paint(submission.recipe, submission.image, submission.mask, index, on_step, timer),
+            painting.kind,
+        )
 
     def _step(self, state: State) -> None:
         """One forward for the calls that the scheduler picks, and their runs go on with its output."""
@@ -380,19 +407,17 @@ class Engine:
                 painting.record.drop()
         state.started.discard(job_id)
         if was_known:
-            self._emit(RunEnded(job_id, error))
+            self._emit(RunEnded(job_id, _without_frames(error)))
 
 
 def _waiting(painting: Painting, call: "Call") -> Waiting:
     """A call as the scheduler sees it."""
-    recipe, model = painting.submission.recipe, painting.submission.model.name
     # A reproducible run shares no forward: its rows then always lie in a batch of the same size.
-    is_alone = call.key is None or recipe.reproducible
-    key = (model, recipe.width, recipe.height, id(call) if is_alone else call.key)
+    is_alone = call.key is None or painting.submission.recipe.reproducible
     return Waiting(
         run=call.run,
-        key=key,
-        place=model,
+        key=(*painting.kind, id(call.run)) if is_alone else call.key,
+        place=painting.submission.model.name,
         rows=call.rows,
         forwards=max(1, painting.forwards),
         since=painting.since,
@@ -401,7 +426,7 @@ def _waiting(painting: Painting, call: "Call") -> Waiting:
 
 
 def _can_share(waiting: Waiting) -> bool:
-    return not isinstance(waiting.key[3], int) if isinstance(waiting.key, tuple) else False
+    return isinstance(waiting.key, tuple) and not isinstance(waiting.key[-1], int)
 
 
 def _run_of(waiting: Waiting) -> "Run":
@@ -412,13 +437,11 @@ def _run_of(waiting: Waiting) -> "Run":
 
 
 def _entrant(painting: Painting) -> Entrant:
-    recipe, model = painting.submission.recipe, painting.submission.model.name
-    rows = 2 if recipe.guidance_scale > 1 else 1
     return Entrant(
         run=painting,
-        key=(model, recipe.width, recipe.height),
+        key=painting.kind,
         forwards=painting.forwards,
-        rows=rows,
+        rows=2 if painting.submission.recipe.guidance_scale > 1 else 1,
         since=painting.since,
         client=painting.submission.client,
     )
@@ -433,6 +456,12 @@ def _unwind(run: "Run", error: DaguerreError) -> None:
             if raised is not error:
                 log.warning("a run that was ended raised %s", type(raised).__name__)
             return
+
+
+def _without_frames(error: DaguerreError) -> DaguerreError:
+    """Its frames, and those of what caused it, hold the pipeline's tensors; who is told of it has no use for them."""
+    error.__cause__ = error.__context__ = None
+    return error.with_traceback(None)
 
 
 def _is_out_of_memory(error: Exception) -> bool:

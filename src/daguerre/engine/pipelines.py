@@ -3,7 +3,6 @@
 import contextlib
 import copy
 import inspect
-import logging
 import os
 import time
 import warnings
@@ -27,8 +26,6 @@ from daguerre.engine.conditioning import Conditioning
 from daguerre.errors import BadOutput, CatalogError, FieldError, InvalidRecipe
 from daguerre.recipe import Mode, Recipe
 from daguerre.samplers import samplers_for
-
-log = logging.getLogger(__name__)
 
 OnStep = Callable[[int, int], None]
 
@@ -117,11 +114,7 @@ class Pipeline:
     @property
     def denoiser(self) -> torch.nn.Module:
         """The module that is called once a step."""
-        module = getattr(self._pipe, "unet", None)
-        if module is None:
-            module = getattr(self._pipe, "transformer", None)
-        if module is None:
-            raise CatalogError(f"{self.model.name!r}: a {self.model.pipeline} has no denoiser that Daguerre knows")
+        module = _denoiser_of(self._pipe)
         assert isinstance(module, torch.nn.Module)
         return module
 
@@ -215,18 +208,22 @@ def load(model: Model, dtype: torch.dtype) -> Pipeline:
 
     Raises:
         CatalogError: the folder does not hold a pipeline that can be served.
+        Exception: whatever diffusers makes of a folder that is broken.
     """
     quiet()
     if not hasattr(diffusers, model.pipeline):
         raise CatalogError(f"{model.name!r}: this diffusers knows no pipeline {model.pipeline!r}")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # advice about the folder is for those who wrote it
-            pipe = diffusers.DiffusionPipeline.from_pretrained(
-                model.path, dtype=dtype, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=True
-            )
-    except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
-        log.exception("model %s could not be loaded", model.name)
-        raise CatalogError(f"{model.name!r} could not be loaded; the server's log says why") from error
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # advice about the folder is for those who wrote it
+        pipe = diffusers.DiffusionPipeline.from_pretrained(
+            model.path, dtype=dtype, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=True
+        )
+    if _denoiser_of(pipe) is None:
+        raise CatalogError(f"{model.name!r}: a {model.pipeline} has no denoiser that Daguerre knows")
     pipe.set_progress_bar_config(disable=True)
     return Pipeline(model, pipe)
+
+
+def _denoiser_of(pipe: Any) -> Any:
+    """A pipeline's UNet or transformer, if it has one."""
+    return getattr(pipe, "unet", None) or getattr(pipe, "transformer", None)

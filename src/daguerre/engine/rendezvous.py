@@ -19,10 +19,14 @@ from daguerre.engine.denoisers import DENOISERS, Arguments, batch_key, count_row
 
 
 class Run(greenlet.greenlet):
-    """One picture in the making. ``paint`` is called in the run's own greenlet; what it returns ends the run."""
+    """One picture in the making. ``paint`` is called in the run's own greenlet; what it returns ends the run.
 
-    def __init__(self, paint: Callable[[], Any]) -> None:
+    Only runs of one ``kind`` meet: model and size, from which follow the position ids that calls share.
+    """
+
+    def __init__(self, paint: Callable[[], Any], kind: tuple[Hashable, ...]) -> None:
         super().__init__(paint)
+        self.kind = kind
 
     def resume(self, value: Any = None) -> Any:
         """Goes on with its last call's output, up to the next call (a `Call`) or to its end (the result).
@@ -46,7 +50,7 @@ class Call:
     run: Run
     meeting: "Meeting"
     bound: inspect.BoundArguments
-    key: Hashable | None
+    key: tuple[Hashable, ...] | None
     rows: int
 
 
@@ -72,8 +76,9 @@ class Meeting:
         if self._roles is None:
             call = Call(run, self, bound, None, 1)
         else:
-            key, rows = batch_key(self._roles, bound.arguments), count_rows(self._roles, bound.arguments)
-            call = Call(run, self, bound, key, rows)
+            key = batch_key(self._roles, bound.arguments)
+            rows = count_rows(self._roles, bound.arguments)
+            call = Call(run, self, bound, None if key is None else (*run.kind, key), rows)
         assert run.parent is not None
         return run.parent.switch(call)
 

@@ -1,5 +1,6 @@
 """Owns where weights are: which models are loaded, and the loader thread that reads the others from disk."""
 
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -13,6 +14,9 @@ from daguerre.errors import CatalogError, DaguerreError
 
 if TYPE_CHECKING:
     from daguerre.engine.pipelines import Pipeline
+
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +40,7 @@ class Residency:
         self._inbox = inbox
         self._resident: dict[str, Pipeline | DaguerreError] = {}
         self._wanted: set[str] = set()
-        self._wishes: SimpleQueue[tuple[Model, float]] = SimpleQueue()
+        self._wishes: SimpleQueue[tuple[Model, float] | None] = SimpleQueue()
         threading.Thread(target=self._load_for_ever, name="daguerre-loader", daemon=True).start()
 
     def find(self, model: Model) -> "Pipeline | None":
@@ -51,6 +55,7 @@ class Residency:
             raise found
         if found is None and model.name not in self._wanted:
             self._wanted.add(model.name)
+            self._emit(ModelLoading(model.name, "reading weights"))
             self._wishes.put((model, time.monotonic()))
         return found
 
@@ -69,15 +74,24 @@ class Residency:
         seconds = time.monotonic() - loaded.asked_at
         self._emit(ModelReady(name, str(self.device), str(self.dtype).removeprefix("torch."), seconds))
 
+    def close(self) -> None:
+        """Ends the loader thread after the load that it is at, and lets go of the weights."""
+        self._wishes.put(None)
+        self._resident.clear()
+
     def _load_for_ever(self) -> None:
+        while (wish := self._wishes.get()) is not None:
+            model, asked_at = wish
+            self._inbox(Loaded(model, self._load(model), asked_at))
+
+    def _load(self, model: Model) -> "Pipeline | DaguerreError":
+        """Reads one model. A folder may hold anything, and libraries fail on it in as many ways."""
         from daguerre.engine import pipelines
 
-        while True:
-            model, asked_at = self._wishes.get()
-            self._emit(ModelLoading(model.name, "reading weights"))
-            outcome: Pipeline | DaguerreError
-            try:
-                outcome = pipelines.load(model, self.dtype)
-            except CatalogError as error:
-                outcome = error
-            self._inbox(Loaded(model, outcome, asked_at))
+        try:
+            return pipelines.load(model, self.dtype)
+        except CatalogError as error:
+            return error.with_traceback(None)
+        except Exception:
+            log.exception("model %s could not be loaded", model.name)
+            return CatalogError(f"{model.name!r} could not be loaded; the server's log says why")

@@ -10,8 +10,8 @@ BUCKETS = (1, 2, 4, 6, 8, 12, 16)
 #: longer counts. So this costs at most one part in ROUNDS of the device.
 PATIENCE = 2.0
 ROUNDS = 24
-#: Seconds of work that a second of waiting makes up for, before a picture begins.
-AGEING = 0.1
+#: Of so many beginnings, one is of the picture that has waited longest.
+TURN = 16
 #: Forwards that a change of place is thought to cost.
 MOVE = 2.0
 #: Rows per second that a larger bucket must bring over the next smaller one.
@@ -23,6 +23,8 @@ BLEND = 0.2
 OUTLIER = 2.0
 #: Seconds that a row is thought to take before anything was measured.
 UNKNOWN = 0.03
+#: What a clock too coarse for a forward is taken to have shown.
+INSTANT = 1e-6
 #: Keys that a curve remembers.
 MAX_KEYS = 256
 #: Seconds in which what a client has used counts for half.
@@ -166,7 +168,7 @@ class Curve:
 
     def record(self, key: Hashable, rows: int, seconds: float) -> None:
         """A forward of so many rows took so long."""
-        name, size = repr(key), bucket(rows)
+        name, size, seconds = repr(key), bucket(rows), max(seconds, INSTANT)
         known = self._known.pop(name, None) or Known()
         known.record(size, seconds)
         self._known[name] = known  # now the last: the first is the one unused for longest
@@ -259,8 +261,8 @@ class Scheduler:
     pass at most the patience, the forward under way when that ends, and one forward for each other run that was waiting
     when it began to wait**; fewer, as starved calls of one key go together. Shares and places do not change it.
 
-    A picture that has not begun costs what its run will need, times its client's weight, less AGEING for each second of
-    waiting: it is overtaken only by those that come less than its cost / AGEING seconds after it.
+    Pictures that have not begun are ordered by the same cost, but one of TURN beginnings is of the one that has waited
+    longest: so there are at most TURN beginnings for each that came before it, and for itself.
     """
 
     def __init__(self, *, patience: float = PATIENCE, max_rows: int = BUCKETS[-1], curve: Curve | None = None) -> None:
@@ -269,6 +271,7 @@ class Scheduler:
         self._max_rows = max_rows
         self._shares = Shares()
         self._place: Hashable = None
+        self._beginnings = 0
 
     def pick(self, waiting: Sequence[Waiting], now: float) -> list[Waiting]:
         """The calls of the next forward: at least one, all of one key."""
@@ -283,15 +286,20 @@ class Scheduler:
         return picked
 
     def order(self, entrants: Sequence[Entrant], now: float) -> list[Entrant]:
-        """Who begins first."""
+        """Who begins first; asked for each beginning anew."""
         weights = self._shares.weights({entrant.client for entrant in entrants}, now)
         row_seconds = self._row_seconds(entrants)
 
         def cost(entrant: Entrant) -> float:
-            work = entrant.forwards * entrant.rows * row_seconds[entrant.key]
-            return work * weights[entrant.client] - AGEING * (now - entrant.since)
+            return entrant.forwards * entrant.rows * row_seconds[entrant.key] * weights[entrant.client]
 
-        return sorted(entrants, key=cost)
+        ordered = sorted(entrants, key=cost)
+        self._beginnings += bool(ordered)
+        if self._beginnings % TURN == 0 and ordered:
+            oldest = min(ordered, key=lambda entrant: entrant.since)
+            ordered.remove(oldest)
+            ordered.insert(0, oldest)
+        return ordered
 
     def ran(self, picked: Sequence[Waiting], seconds: float, now: float) -> None:
         """A forward took so long: learns from it, and charges its clients by their rows."""
@@ -308,7 +316,6 @@ class Scheduler:
         """Starved calls, the longest waiting first; then the others, the cheapest first."""
         weights = self._shares.weights({call.client for call in waiting}, now)
         row_seconds = self._row_seconds(waiting)
-
         one_round = sum(call.rows * row_seconds[call.key] for call in waiting)
         patience = max(self._patience, ROUNDS * one_round)
 

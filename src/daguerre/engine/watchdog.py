@@ -14,6 +14,7 @@ class Watchdog:
         self._on_hang = on_hang
         # Written by the engine thread, read by the watchdog's: one reference, so no lock is needed.
         self._since: float | None = None
+        self._is_closed = threading.Event()
         threading.Thread(target=self._watch, name="daguerre-watchdog", daemon=True).start()
 
     @contextlib.contextmanager
@@ -25,9 +26,12 @@ class Watchdog:
         finally:
             self._since = None
 
+    def close(self) -> None:
+        """Ends the thread."""
+        self._is_closed.set()
+
     def _watch(self) -> None:
-        while True:
-            time.sleep(min(0.5, self._budget / 4))
+        while not self._is_closed.wait(min(0.5, self._budget / 4)):
             since = self._since
             if since is not None and time.monotonic() - since > self._budget:
                 self._on_hang()
