@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from harness import Picture
+from harness import Paint, Picture, paint_all, paint_in_step
 
 from daguerre import catalog
 from daguerre.catalog import Catalog
@@ -36,3 +36,10 @@ def photograph() -> Picture:
     picture = np.stack(np.broadcast_arrays(slope[:, None], slope[None, :], np.uint8(128)), axis=-1).copy()
     picture[10:20, 10:20] = 20
     return picture
+
+
+@pytest.fixture(params=[paint_all, paint_in_step])
+def paint(request: pytest.FixtureRequest) -> Paint:
+    """Both ways to paint a set at one moment: by the engine, and with as much shared as can be."""
+    way: Paint = request.param
+    return way

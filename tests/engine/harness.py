@@ -3,9 +3,10 @@
 import contextlib
 import inspect
 import itertools
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from queue import Empty, SimpleQueue
@@ -21,11 +22,15 @@ from PIL import Image
 
 from daguerre.catalog import Model
 from daguerre.engine import Engine, EngineDied, Event, Painted, RunEnded, Stepped, Submission
+from daguerre.engine.pipelines import Timer, load
+from daguerre.engine.rendezvous import Call, Meeting, Run
+from daguerre.engine.scheduler import bucket
 from daguerre.errors import BadOutput, DaguerreError
 from daguerre.recipe import Draft, Recipe, resolve
 from daguerre.samplers import samplers_for
 
 Picture = NDArray[np.uint8]  # [H, W, 3]
+Paint = Callable[..., tuple[dict[str, "Outcome"], list[int]]]
 Mask = NDArray[np.uint8]  # [H, W]
 React = Callable[[Engine, Event], None]
 
@@ -107,6 +112,7 @@ class Darkroom:
 
     def __exit__(self, *_: object) -> None:
         assert self.engine.close(PATIENCE)
+        _wait_for_loaders()
 
     def submit(self, *submissions: Submission) -> None:
         """Hands them over; before the engine is started, this is what makes them begin at one moment."""
@@ -159,6 +165,22 @@ class Darkroom:
             self._react(self.engine, event)
 
 
+def _wait_for_loaders() -> None:
+    """Waits until no loader is within a load; a closed engine's goes on, and two loads at once may break each other.
+
+    While weights are read, accelerate replaces a method of every torch module: whoever builds one meanwhile gets it
+    without weights, and two who overlap may leave it like that for good.
+    """
+    until = time.monotonic() + PATIENCE
+    while time.monotonic() < until:
+        frames = sys._current_frames()
+        loaders = [frames.get(thread.ident or 0) for thread in threading.enumerate() if "loader" in thread.name]
+        if all(frame is None or frame.f_code.co_name == "_load_for_ever" for frame in loaders):
+            return
+        time.sleep(0.02)
+    raise AssertionError("a loader is stuck")
+
+
 def paint_all(submissions: Sequence[Submission], max_runs: int = 8) -> tuple[dict[str, Outcome], list[int]]:
     """Paints them at once in a new engine: what became of each, and the rows of every forward that was computed.
 
@@ -168,6 +190,52 @@ def paint_all(submissions: Sequence[Submission], max_runs: int = 8) -> tuple[dic
     darkroom.submit(*submissions)
     with count_forwards() as rows, darkroom:
         outcomes = darkroom.outcomes()
+    return outcomes, rows
+
+
+@torch.no_grad()
+def paint_in_step(submissions: Sequence[Submission], max_runs: int = 8) -> tuple[dict[str, Outcome], list[int]]:
+    """The same without the engine's policy: whatever can share a forward does, from the first call to the last."""
+    pipelines = {submission.model: load(submission.model, torch.float32) for submission in submissions}
+    for pipeline in pipelines.values():
+        Meeting(pipeline.denoiser)
+    outcomes = {submission.id: Outcome(submission) for submission in submissions}
+    calls: list[Call] = []
+
+    def advance(run: Run, picture: tuple[str, int], value: Any = None) -> None:
+        reached = run.resume(value)
+        if isinstance(reached, Call):
+            calls.append(reached)
+            pictures[run] = picture
+        else:
+            outcomes[picture[0]].take(Painted(*picture, reached, 0.0, 0.0, 0.0))
+
+    def start(submission: Submission, index: int) -> None:
+        pipeline, recipe = pipelines[submission.model], submission.recipe
+        images = submission.image, submission.mask
+        kind = (submission.model.name, recipe.width, recipe.height)
+        run = Run(lambda: pipeline.paint(recipe, *images, index, lambda *_: None, Timer()), kind)
+        advance(run, (submission.id, index))
+
+    def key(call: Call) -> Hashable:
+        """As the engine's: the position ids of FLUX do not tell a wide picture from a high one by their shape."""
+        recipe = outcomes[pictures[call.run][0]].submission.recipe
+        return call.meeting, call.key, recipe.width, recipe.height
+
+    pictures: dict[Run, tuple[str, int]] = {}
+    with count_forwards() as rows:
+        for submission in submissions:
+            for index in range(submission.recipe.count):
+                start(submission, index)
+        while calls:
+            first = calls[0]
+            together = [call for call in calls if key(call) == key(first)]
+            together = together[:8] if first.key is not None else [first]
+            calls = [call for call in calls if call not in together]
+            total = sum(call.rows for call in together)
+            outputs = first.meeting.forward(together, total if first.key is None else bucket(total))
+            for call, output in zip(together, outputs, strict=True):
+                advance(call.run, pictures[call.run], output)
     return outcomes, rows
 
 

@@ -4,6 +4,7 @@ import contextlib
 import copy
 import inspect
 import os
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -28,6 +29,10 @@ from daguerre.recipe import Mode, Recipe
 from daguerre.samplers import samplers_for
 
 OnStep = Callable[[int, int], None]
+
+# accelerate's low-memory path patches torch.nn.Module for the whole process while it builds: two engines in one process
+# must not load at the same moment (diffusers issue 14347).
+_BUILDING = threading.Lock()
 
 
 def quiet() -> None:
@@ -213,7 +218,7 @@ def load(model: Model, dtype: torch.dtype) -> Pipeline:
     quiet()
     if not hasattr(diffusers, model.pipeline):
         raise CatalogError(f"{model.name!r}: this diffusers knows no pipeline {model.pipeline!r}")
-    with warnings.catch_warnings():
+    with _BUILDING, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # advice about the folder is for those who wrote it
         pipe = diffusers.DiffusionPipeline.from_pretrained(
             model.path, dtype=dtype, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=True
