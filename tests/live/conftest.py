@@ -1,13 +1,9 @@
 """The server that most live tests share."""
 
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import httpx
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
 
 from server import Live, serving
 
