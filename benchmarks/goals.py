@@ -18,8 +18,8 @@ class Judged(NamedTuple):
 
     what: str
     goal: str
-    seen: float
-    ratio: float
+    seen: float | None
+    ratio: float | None
     verdict: str
 
 
@@ -28,14 +28,20 @@ def judge(goal: Goal, figures: Mapping[str, Any]) -> Judged:
     seen: Any = figures
     for name in goal.figure:
         seen = seen[name]
-    is_met = seen >= goal.bound if goal.is_least else seen <= goal.bound
     bound = f"{'≥' if goal.is_least else '≤'} {goal.bound:g}"
+    if seen is None:
+        return Judged(goal.what, bound, None, None, "lost in noise")
+    is_met = seen >= goal.bound if goal.is_least else seen <= goal.bound
     return Judged(goal.what, bound, seen, round(seen / goal.bound, 3), "met" if is_met else "short")
+
+
+def _shown(figure: float | None) -> str:
+    return "–" if figure is None else f"{figure:g}"
 
 
 def table(rows: Sequence[Judged]) -> str:
     """The rows as text, in columns."""
     cells = [("", "goal", "seen", "seen/goal", "verdict")]
-    cells += [(row.what, row.goal, f"{row.seen:g}", f"{row.ratio:g}", row.verdict) for row in rows]
+    cells += [(row.what, row.goal, _shown(row.seen), _shown(row.ratio), row.verdict) for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in cells)
