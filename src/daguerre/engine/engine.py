@@ -7,6 +7,7 @@ import gc
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
@@ -35,6 +36,8 @@ log = logging.getLogger(__name__)
 MAX_RUNS = 16
 #: Seconds that a step may take, with the decoding of the pictures it finishes: SDXL on a slow CPU needs some.
 STEP_TIMEOUT = 600.0
+#: Runs of a model whose forwards fail, without a picture in between, before its weights are read anew.
+FAILURES = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +110,7 @@ class State:
     running: dict["Run", Painting] = field(default_factory=dict)
     calls: dict["Run", "Call"] = field(default_factory=dict)
     started: set[str] = field(default_factory=set)
+    failures: Counter[str] = field(default_factory=Counter)  # in a row, by model
     is_open: bool = True
 
     def has_pictures_of(self, job_id: str) -> bool:
@@ -316,6 +320,8 @@ class Engine:
             error.__traceback__ = None  # its frames hold the tensors of the failed forward
             _free_memory()
         if len(calls) == 1:
+            if not _is_out_of_memory(error):
+                self._count_failure(state, state.running[calls[0].run].submission.model)
             self._advance(state, calls[0].run, lambda: calls[0].run.fail(error))
         elif _is_out_of_memory(error):
             state.calls |= {call.run: call for call in calls}
@@ -355,6 +361,14 @@ class Engine:
         else:
             self._painted(state, painting, outcome)
 
+    def _count_failure(self, state: State, model: Model) -> None:
+        """The denoiser itself failed: if that goes on, something in memory may be broken that a fresh read mends."""
+        state.failures[model.name] += 1
+        if state.failures[model.name] >= FAILURES:
+            log.warning("model %s has failed %d times in a row: its weights are read anew", model.name, FAILURES)
+            state.residency.forget(model)
+            del state.failures[model.name]
+
     def _decode_again(self, state: State, painting: Painting, error: Exception) -> Any:
         """After running out of memory at the end of a run: the same run from its record, decoded in tiles.
 
@@ -382,6 +396,7 @@ class Engine:
     def _painted(self, state: State, painting: Painting, pixels: Pixels) -> None:
         job_id, timer = painting.job_id, painting.timer
         assert timer is not None
+        state.failures.pop(painting.submission.model.name, None)
         if not state.has_pictures_of(job_id):
             state.started.discard(job_id)
         self._emit(

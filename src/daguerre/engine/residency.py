@@ -74,6 +74,10 @@ class Residency:
         seconds = time.monotonic() - loaded.asked_at
         self._emit(ModelReady(name, str(self.device), str(self.dtype).removeprefix("torch."), seconds))
 
+    def forget(self, model: Model) -> None:
+        """Lets go of a model: runs that are under way keep it until they end, the next picture has it read anew."""
+        self._resident.pop(model.name, None)
+
     def close(self) -> None:
         """Ends the loader thread after the load that it is at, and lets go of the weights."""
         self._wishes.put(None)
