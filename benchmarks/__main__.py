@@ -11,25 +11,41 @@ from typing import Any
 from benchmarks import machine
 from benchmarks.goals import judge, table
 
-NAMES = ("png", "overhead", "start", "picture", "throughput", "mixed", "invariance", "loop", "simulate")
+NAMES = (
+    "png",
+    "overhead",
+    "start",
+    "picture",
+    "throughput",
+    "mixed",
+    "busy",
+    "invariance",
+    "loop",
+    "simulate",
+)
+#: Those that say something on a GPU.
+ON_GPU = ("real", "overhead", "start", "mixed", "busy", "invariance", "loop")
 RESULTS = Path("benchmarks", "results")
 
 
 def main() -> int:
     """The command; 2 for wrong use."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(NAMES)}; all of them by default")
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"{', '.join(NAMES)}; with --gpu {', '.join(ON_GPU)}; all by default"
+    )
     parser.add_argument("--gpu", action="store_true", help="paint on the GPU instead of the CPU")
     parser.add_argument("--out", type=Path, default=RESULTS, help=f"folder for the figures (default: {RESULTS})")
     given = parser.parse_args()
-    unknown = [name for name in given.names if name not in NAMES]
+    known = ON_GPU if given.gpu else NAMES
+    unknown = [name for name in given.names if name not in known]
     if unknown:
-        parser.error(f"no benchmark {unknown[0]!r}; there are {', '.join(NAMES)}")
+        parser.error(f"no benchmark {unknown[0]!r} here; there are {', '.join(known)}")
     if given.gpu and not machine.has_gpu():
         print("benchmarks: no GPU here", file=sys.stderr)
         return 2
     machine.use("cuda" if given.gpu else "cpu")
-    for name in given.names or NAMES:
+    for name in given.names or known:
         _run(name, given.out, is_on_gpu=given.gpu)
     return 0
 

@@ -1,4 +1,4 @@
-"""Owns the driver: the real engine and plain diffusers in one process, on the same tiny weights, on one CPU thread."""
+"""Owns the driver: the real engine and plain diffusers in one process, on the same random weights."""
 
 import contextlib
 import tempfile
@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline
 
-from benchmarks import models
+from benchmarks import machine, models
 from daguerre import catalog, recipe
 from daguerre.catalog import Model
-from daguerre.engine import Engine, Event, ModelReady, Painted, RunEnded, Submission
+from daguerre.engine import Engine, Event, ModelReady, Painted, RunEnded, Submission, Tuning, pipelines
+from daguerre.engine.tuning import UNTUNED
 
 
 @dataclass(frozen=True)
@@ -48,23 +49,35 @@ class Pair:
 
     def plain(self, name: str, *, width: int, height: int, steps: int, seed: int) -> None:
         """The same picture by diffusers alone."""
-        generator = torch.Generator().manual_seed(seed)
-        self.pipe(f"picture {name}", width=width, height=height, num_inference_steps=steps, generator=generator)
+        generator, scale = torch.Generator().manual_seed(seed), self.model.guidance_scale
+        self.pipe(
+            f"picture {name}",
+            width=width,
+            height=height,
+            num_inference_steps=steps,
+            guidance_scale=scale,
+            generator=generator,
+        )
+
+    @staticmethod
+    def peak_memory() -> int:
+        """Bytes of device memory that were allocated at once, at most; 0 on the CPU."""
+        return int(torch.cuda.max_memory_allocated()) if torch.cuda.is_available() else 0
 
 
 @contextlib.contextmanager
-def pair(max_runs: int = 16) -> Iterator[Pair]:
-    """Both sides, loaded and warm."""
+def pair(write: models.Writer = models.write_sd, tuning: Tuning = UNTUNED) -> Iterator[Pair]:
+    """Both sides, loaded and warm; on a CPU both have one thread, in float32."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        weights = Path(folder)
-        models.write_sd(weights)
-        model = catalog.read(weights, "sd-tiny").model()
+        path = write(Path(folder))
+        model = catalog.read(Path(folder), path.name).model()
+        device = pipelines.choose_device(machine.device())
         # Before the engine: two loads at once in one process break each other (diffusers issue 14347).
-        pipe = DiffusionPipeline.from_pretrained(model.path)
+        pipe = DiffusionPipeline.from_pretrained(model.path, dtype=pipelines.choose_dtype("auto", device)).to(device)
         pipe.set_progress_bar_config(disable=True)
         events: SimpleQueue[Event] = SimpleQueue()
-        engine = Engine(events.put, "cpu", "float32", max_runs)
+        engine = Engine(events.put, machine.device(), tuning=tuning)
         engine.start(model)
         while not isinstance(events.get(), ModelReady):
             pass

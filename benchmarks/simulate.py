@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from benchmarks.goals import Goal, judge, table
-from daguerre.engine.scheduler import Entrant, Scheduler, Waiting, bucket
+from daguerre.engine.scheduler import Entrant, Scheduler, Waiting, bucket, has_place
 
 SEEDS = (201, 202, 203, 204, 205, 206)
 JOBS = 800
@@ -138,7 +138,11 @@ class Ours:
         waiting = [job for job in present if job not in self._running]
         while waiting and len(self._running) < self._max_runs:
             entrants = [Entrant(job, ("model", 512), job.left, job.rows, job.since, job.client) for job in waiting]
-            first: Any = self.scheduler.order(entrants, now)[0].run
+            under_way = [job.left for job in self._running]
+            order = self.scheduler.order(entrants, now)
+            first: Any = next((one.run for one in order if has_place(one.forwards, under_way, self._max_runs)), None)
+            if first is None:
+                break
             waiting.remove(first)
             self._running[first] = None
             first.since = now

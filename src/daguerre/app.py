@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 
 from daguerre import catalog as catalogs
-from daguerre.engine import Engine, Event
+from daguerre.engine import Engine, Event, Tuning
 from daguerre.errors import DaguerreError
 from daguerre.http import problems
 from daguerre.http.gate import BodyLimit, HostCheck, RequestId
@@ -70,7 +70,16 @@ class Daguerre(Starlette):
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to tell
                 loop.call_soon_threadsafe(dispatch.receive, event)
 
-        engine = Engine(emit, settings.device, settings.dtype, settings.max_runs, settings.step_timeout, self._on_fault)
+        engine = Engine(
+            emit,
+            settings.device,
+            settings.dtype,
+            settings.max_runs,
+            settings.step_timeout,
+            self._on_fault,
+            Tuning(settings.compile, settings.channels_last, settings.cpu_threads, settings.data / "compiled"),
+            settings.data / "curves",
+        )
         service = JobService(
             self._catalog,
             Queue(),

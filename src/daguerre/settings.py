@@ -33,6 +33,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     device: Annotated[str, Meta(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = "auto"
     #: auto is bfloat16 on capable cards, float16 on older ones, float32 on the CPU.
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    #: regional compiles a denoiser's repeated blocks, full all of it: a slower start, then faster pictures.
+    compile: Literal["off", "regional", "full"] = "off"
+    #: Whether UNet and VAE keep channels innermost, which most cards like better.
+    channels_last: bool = False
+    #: Processor threads that paint on the CPU; 0 leaves one core of three or more to the rest of the server.
+    threads: Annotated[int, Meta(ge=0)] = 0
+    #: Folder of what the server keeps for itself.
+    data: Path = Path("data")
     #: Folder of models and of catalog.toml.
     weights: Path = Path("weights")
     #: Folder that finished pictures are written to.
@@ -62,6 +70,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     #: Ways to authenticate; none is for loopback only.
     auth: Literal["none"] = "none"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    @property
+    def cpu_threads(self) -> int:
+        """How many threads paint on the CPU."""
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return self.threads or (cores - 1 if cores > 2 else cores)
 
     @property
     def is_loopback(self) -> bool:

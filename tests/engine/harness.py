@@ -96,15 +96,21 @@ class Outcome:
 
 
 class Darkroom:
-    """An engine on the CPU in float32, and everything it has told. ``react`` is called on the engine thread."""
+    """An engine on the CPU in float32, and everything it has told.
 
-    def __init__(self, max_runs: int = 8, react: React | None = None) -> None:
+    ``react`` is called on the engine thread; ``options`` are the engine's.
+    """
+
+    def __init__(
+        self, max_runs: int = 8, react: React | None = None, patience: float = PATIENCE, **options: Any
+    ) -> None:
+        self._patience = patience
         self._events: SimpleQueue[Event] = SimpleQueue()
         self._react = react
         self._outcomes: dict[str, Outcome] = {}
         self.events: list[Event] = []
         self.threads: dict[str, set[str]] = {}  # names of the threads that emitted, by type of event
-        self.engine = Engine(self._emit, "cpu", "float32", max_runs=max_runs)
+        self.engine = Engine(self._emit, "cpu", "float32", max_runs=max_runs, **options)
 
     def __enter__(self) -> Self:
         self.engine.start()
@@ -137,7 +143,7 @@ class Darkroom:
 
     def wait(self, is_done: Callable[[], bool]) -> None:
         """Takes events in until something is so."""
-        until = time.monotonic() + PATIENCE
+        until = time.monotonic() + self._patience
         while not is_done():
             try:
                 self._take(self._events.get(timeout=max(0.0, until - time.monotonic())))

@@ -63,6 +63,7 @@ def serving(outputs: Path, *arguments: str, **settings: str) -> Iterator[Live]:
     """The server with these settings, from its open port on; it may still be loading its model."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("DAGUERRE_")}
     environment |= {f"DAGUERRE_{name.upper()}": value for name, value in settings.items()}
+    environment.setdefault("DAGUERRE_DATA", str(outputs.with_name(f"{outputs.name}-data")))
     command = [sys.executable, "-m", "daguerre", "serve", "--port", "0", "--outputs", str(outputs), *arguments]
     process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
     live = Live(process, outputs)

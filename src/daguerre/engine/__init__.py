@@ -13,6 +13,7 @@ from daguerre.engine.events import (
     Started,
     Stepped,
 )
+from daguerre.engine.tuning import Tuning
 
 __all__ = [
     "Engine",
@@ -27,4 +28,5 @@ __all__ = [
     "Started",
     "Stepped",
     "Submission",
+    "Tuning",
 ]

@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
+from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
@@ -19,12 +20,14 @@ from numpy.typing import NDArray
 from daguerre.catalog import Model
 from daguerre.engine.events import EngineDied, Event, ModelLoading, Painted, Pixels, RunEnded, Started, Stepped
 from daguerre.engine.residency import Loaded, Residency
-from daguerre.engine.scheduler import Entrant, Scheduler, Waiting, bucket
+from daguerre.engine.scheduler import Entrant, Scheduler, Waiting, bucket, has_place
+from daguerre.engine.tuning import UNTUNED, Tuning
 from daguerre.engine.watchdog import Watchdog
 from daguerre.errors import DaguerreError, JobCancelled, JobFailed, NotReady, OutOfMemory
 from daguerre.recipe import Recipe
 
 if TYPE_CHECKING:
+    from daguerre.engine.notebook import Notebook
     from daguerre.engine.pace import Pace
     from daguerre.engine.pipelines import Pipeline, Timer
     from daguerre.engine.rendezvous import Call, Run
@@ -106,6 +109,7 @@ class State:
     scheduler: Scheduler
     pace: "Pace[list[Waiting]]"
     records: "Records"
+    notebook: "Notebook"
     waiting: list[Painting] = field(default_factory=list)
     running: dict["Run", Painting] = field(default_factory=dict)
     calls: dict["Run", "Call"] = field(default_factory=dict)
@@ -123,7 +127,8 @@ class Engine:
 
     At most ``max_runs`` pictures are under way at once; they share forwards where their calls allow it. ``on_fault`` is
     called when nothing but a new process helps: a step that takes longer than ``step_timeout`` seconds (on a thread of
-    its own), or a device that answers every call with an error.
+    its own), or a device that answers every call with an error. ``notes`` is the folder where it keeps what forwards
+    take on this device.
     """
 
     def __init__(
@@ -134,10 +139,12 @@ class Engine:
         max_runs: int = MAX_RUNS,
         step_timeout: float = STEP_TIMEOUT,
         on_fault: Callable[[str], None] = lambda _: None,
-        scheduler: Scheduler | None = None,
+        tuning: Tuning = UNTUNED,
+        notes: Path | None = None,
     ) -> None:
-        self._scheduler = scheduler or Scheduler()
         self._emit = emit
+        self._tuning = tuning
+        self._notes = notes
         self._step_timeout = step_timeout
         self._on_fault = on_fault
         self._device = device
@@ -181,13 +188,17 @@ class Engine:
         self._emit(ModelLoading("", "importing torch and diffusers"))
         import torch
 
+        from daguerre.engine.notebook import Notebook
         from daguerre.engine.pace import Pace
         from daguerre.engine.replay import Records
 
+        self._tuning.prepare()
         # Once for the whole thread: a run must not leave a torch context open across a switch.
         torch.set_grad_enabled(False)
         residency = Residency(self._device, self._dtype, self._emit, self._inbox.put)
-        state = State(residency, self._scheduler, Pace(residency.device), Records())
+        notebook = Notebook(self._notes, residency.device, residency.dtype)
+        scheduler = Scheduler(curve=notebook.read())
+        state = State(residency, scheduler, Pace(residency.device), Records(), notebook)
         watchdog = Watchdog(self._step_timeout, lambda: self._on_fault("a step has taken too long"))
         try:
             while state.is_open:
@@ -198,12 +209,15 @@ class Engine:
                     with watchdog.step():
                         self._step(state)
         finally:
+            notebook.write(scheduler.curve, least=1)
             watchdog.close()
             residency.close()
 
     def _read_inbox(self, state: State) -> None:
         """Takes all messages; waits for one only when there is nothing to compute."""
         must_wait = not state.calls
+        if must_wait:
+            state.notebook.write(state.scheduler.curve)
         while True:
             try:
                 message = self._inbox.get(block=must_wait)
@@ -222,7 +236,7 @@ class Engine:
             case Preload(model=model):
                 state.residency.find(model)
             case Loaded():
-                state.residency.take(message)
+                state.residency.take(message, self._tuning, state.scheduler.curve)
             case Close():
                 for job_id in {painting.job_id for painting in (*state.waiting, *state.running.values())}:
                     self._end_job(state, job_id, JobCancelled("the server is shutting down"))
@@ -235,22 +249,14 @@ class Engine:
             entrants = [_entrant(painting) for painting in ready]
             if not entrants:
                 return
-            order = (entrant.run for entrant in state.scheduler.order(entrants, time.monotonic()))
-            first = next((painting for painting in order if self._may_begin(state, painting)), None)
+            under_way = [painting.forwards for painting in state.running.values()]
+            order = state.scheduler.order(entrants, time.monotonic())
+            first = next((one.run for one in order if has_place(one.forwards, under_way, self._max_runs)), None)
             if first is None:
                 return
             assert isinstance(first, Painting)
             state.waiting.remove(first)
             self._begin(state, first, ready[first])
-
-    def _may_begin(self, state: State, painting: Hashable) -> bool:
-        """A quarter of the places is kept for pictures that have less to do than any that is under way.
-
-        Else as many long ones as there are places would make a short one wait for an end of theirs.
-        """
-        assert isinstance(painting, Painting)
-        room = self._max_runs - len(state.running)
-        return room > self._max_runs // 4 or all(painting.forwards < p.forwards for p in state.running.values())
 
     def _ready(self, state: State) -> dict[Painting, "Pipeline"]:
         """The waiting pictures whose models are on the device; the models of the others are asked for."""
@@ -310,6 +316,7 @@ class Engine:
             return
         for timed in state.pace.end(picked):
             state.scheduler.ran(timed.subject, timed.seconds, time.monotonic())
+            state.notebook.count()
         for call, output in zip(calls, outputs, strict=True):
             self._answer(state, call, output)
 

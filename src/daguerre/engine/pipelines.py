@@ -123,6 +123,11 @@ class Pipeline:
         assert isinstance(module, torch.nn.Module)
         return module
 
+    @property
+    def vae(self) -> torch.nn.Module | None:
+        """What turns latents into pixels, if the pipeline has one."""
+        return getattr(self._pipe, "vae", None)
+
     def to(self, device: torch.device) -> None:
         """Moves the weights to the device."""
         self._pipe.to(device)

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 from daguerre.catalog import Model
 from daguerre.engine.events import Event, ModelAbsent, ModelLoading, ModelReady
+from daguerre.engine.scheduler import Curve
+from daguerre.engine.tuning import Tuning
 from daguerre.errors import CatalogError, DaguerreError
 
 if TYPE_CHECKING:
@@ -59,20 +61,36 @@ class Residency:
             self._wishes.put((model, time.monotonic()))
         return found
 
-    def take(self, loaded: Loaded) -> None:
-        """Moves what the loader brought to the device, on the engine thread."""
-        from daguerre.engine.rendezvous import Meeting
-
+    def take(self, loaded: Loaded, tuning: Tuning, curve: Curve) -> None:
+        """Moves what the loader brought to the device, on the engine thread, and makes it ready there."""
         name, outcome = loaded.model.name, loaded.outcome
         self._wanted.discard(name)
+        if not isinstance(outcome, DaguerreError):
+            outcome = self._made_ready(outcome, tuning, curve)
         self._resident[name] = outcome
         if isinstance(outcome, DaguerreError):
             self._emit(ModelAbsent(name, outcome))
             return
-        outcome.to(self.device)
-        Meeting(outcome.denoiser)
         seconds = time.monotonic() - loaded.asked_at
         self._emit(ModelReady(name, str(self.device), str(self.dtype).removeprefix("torch."), seconds))
+
+    def _made_ready(self, pipeline: "Pipeline", tuning: Tuning, curve: Curve) -> "Pipeline | DaguerreError":
+        """Placed, tuned, its denoiser a meeting point, and warm."""
+        from daguerre.engine.rendezvous import Meeting
+        from daguerre.engine.warmup import warm_up
+
+        name = pipeline.model.name
+        try:
+            pipeline.to(self.device)
+            tuning.apply(pipeline.denoiser, pipeline.vae)
+            Meeting(pipeline.denoiser)
+            if tuning.needs_warm_up(self.device):
+                self._emit(ModelLoading(name, "warming up"))
+                warm_up(pipeline, curve, self.device)
+        except Exception:
+            log.exception("model %s could not be made ready", name)
+            return CatalogError(f"{name!r} could not be made ready on {self.device}; the server's log says why")
+        return pipeline
 
     def forget(self, model: Model) -> None:
         """Lets go of a model: runs that are under way keep it until they end, the next picture has it read anew."""

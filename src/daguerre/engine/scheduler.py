@@ -37,6 +37,16 @@ FAIRNESS = 3.0
 MAX_CLIENTS = 1024
 
 
+def has_place(forwards: int, under_way: Collection[int], max_runs: int) -> bool:
+    """Whether a picture with so many forwards to do may begin beside those under way, known by what they have left.
+
+    A quarter of the places is kept for pictures that have less to do than any that is under way. Else as many long ones
+    as there are places would make a short one wait for an end of theirs.
+    """
+    room = max_runs - len(under_way)
+    return room > max_runs // 4 or (room > 0 and all(forwards < left for left in under_way))
+
+
 def bucket(rows: int) -> int:
     """The smallest bucket that holds rows; above the largest, the rows themselves."""
     return next((size for size in BUCKETS if size >= rows), rows)
