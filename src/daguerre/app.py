@@ -94,7 +94,7 @@ class Daguerre(Starlette):
             self._service = service
             engine.start(preload=self._catalog.model())
             feeding = loop.create_task(dispatch.feed())
-            yield State(settings=settings, service=service, dispatch=dispatch, files=files, codec=codec)
+            yield State(settings=settings, service=service, dispatch=dispatch, files=files, codec=codec, checkpoints={})
             feeding.cancel()
             await asyncio.gather(feeding, return_exceptions=True)
             # The engine is a daemon: one that hangs in a device call does not hold the exit.

@@ -1,6 +1,7 @@
 """Owns what a picture says of its making: AUTOMATIC1111's infotext for the tools that read it, and our own JSON."""
 
 import json
+import re
 from collections.abc import Mapping
 
 import msgspec
@@ -8,6 +9,11 @@ import msgspec
 from daguerre.recipe import Recipe
 from daguerre.samplers import DIFFUSION, FLOW
 from daguerre.version import __version__
+
+# A key's length is bounded, or a long line without a colon would be searched anew from each of its letters.
+_PAIR = re.compile(r'\s*([\w ()/-]{1,60}):\s*(?:("(?:\\.|[^\\"])*")|([^,]*))(?:,|$)')
+#: Of ``key: value`` pairs in a line that is not the prompt's.
+_FEWEST_PAIRS = 3
 
 
 def chunks(recipe: Recipe, seed: int) -> dict[str, str]:
@@ -19,8 +25,7 @@ def chunks(recipe: Recipe, seed: int) -> dict[str, str]:
 
 def infotext(recipe: Recipe, seed: int) -> str:
     """AUTOMATIC1111's format: the prompt, the negative prompt unless empty, then one line of ``key: value`` pairs."""
-    sampler = DIFFUSION.get(recipe.scheduler) or FLOW.get(recipe.scheduler)
-    label, schedule = _split_schedule(sampler.label if sampler else recipe.scheduler)
+    label, schedule = _split_schedule(sampler_label(recipe.scheduler))
     pairs: dict[str, object] = {"Steps": recipe.steps, "Sampler": label}
     if schedule:
         pairs["Schedule type"] = schedule
@@ -37,6 +42,33 @@ def infotext(recipe: Recipe, seed: int) -> str:
     pairs["Version"] = f"daguerre {__version__}"
     negative = [f"Negative prompt: {recipe.negative_prompt}"] if recipe.negative_prompt else []
     return "\n".join([recipe.prompt, *negative, _line(pairs)])
+
+
+def sampler_label(name: str) -> str:
+    """AUTOMATIC1111's name of a sampler, its schedule included."""
+    sampler = DIFFUSION.get(name) or FLOW.get(name)
+    return sampler.label if sampler else name
+
+
+def parse(text: str) -> dict[str, str]:
+    """What an infotext says, by its keys; ``Size`` in two parts, as AUTOMATIC1111 gives it."""
+    *lines, last = text.strip().split("\n")
+    pairs = {key: _unquoted(quoted) if quoted else value for key, quoted, value in _PAIR.findall(last)}
+    if len(pairs) < _FEWEST_PAIRS:  # the last line is one of the prompt's
+        lines, pairs = [*lines, last], {}
+    prompt, mark, negative = "\n".join(lines).partition("Negative prompt: ")
+    found = {"Prompt": prompt.rstrip("\n"), "Negative prompt": negative if mark else ""} | pairs
+    size = found.pop("Size", "")
+    if "x" in size:
+        found["Size-1"], found["Size-2"] = size.split("x", 1)
+    return found
+
+
+def _unquoted(value: str) -> str:
+    try:
+        return str(json.loads(value))
+    except ValueError:
+        return value
 
 
 def _split_schedule(label: str) -> tuple[str, str]:

@@ -65,6 +65,7 @@ class Job(msgspec.Struct, frozen=True):
     id: str
     recipe: Recipe
     created_at: float
+    client: str = ""  # who asked for it
     status: Status = Status.QUEUED
     started_at: float | None = None
     finished_at: float | None = None

@@ -53,9 +53,8 @@ async def _generate(request: Request[State], mode: Mode | None) -> Response:
     if accepted.format is not None:
         draft = msgspec.structs.replace(draft, format=accepted.format)
     inputs = None if draft.image is None else await loop.run_in_executor(codec, read, draft)
-    job = await _paint(request, request.state["service"].submit(draft, inputs))
-    paths = [request.state["files"].find(image.filename) for image in job.images]
-    pictures = await loop.run_in_executor(codec, _read, [path for path in paths if path is not None])
+    job = await paint(request, request.state["service"].submit(draft, inputs, client_of(request)))
+    pictures = await read_pictures(request, job)
     headers = wire.generation_headers(job)
     if accepted.is_json:
         del headers["content-disposition"]
@@ -74,11 +73,23 @@ def _check_mode(draft: Draft, mode: Mode | None) -> None:
     raise InvalidRecipe([FieldError(name, f"{verb[name in needed]} {mode}") for name in fields])
 
 
+def client_of(request: Request[State]) -> str:
+    """Who asks: as long as nobody has to say a name, the address."""
+    return request.client.host if request.client is not None else ""
+
+
+async def read_pictures(request: Request[State], job: Job) -> list[bytes]:
+    """The files of a job that has succeeded."""
+    paths = [request.state["files"].find(image.filename) for image in job.images]
+    found = [path for path in paths if path is not None]
+    return await asyncio.get_running_loop().run_in_executor(request.state["codec"], _read, found)
+
+
 def _read(paths: list[Path]) -> list[bytes]:
     return [path.read_bytes() for path in paths]
 
 
-async def _paint(request: Request[State], job: Job) -> Job:
+async def paint(request: Request[State], job: Job) -> Job:
     """Waits for the job; a client that goes away meanwhile cancels it."""
     service = request.state["service"]
     waiting = asyncio.ensure_future(service.wait(job.id))

@@ -6,6 +6,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
+from daguerre.http.dialects import a1111, a1111_lists, openai
 from daguerre.http.generate import generate, img2img, inpaint, txt2img
 from daguerre.http.images import output
 from daguerre.http.operations import health, livez, ping, readyz
@@ -23,6 +24,9 @@ ROUTES: list[BaseRoute] = [
     *_everywhere("txt2img", txt2img),
     *_everywhere("img2img", img2img),
     *_everywhere("inpaint", inpaint),
+    *openai.ROUTES,
+    *a1111.ROUTES,
+    *a1111_lists.ROUTES,
     Route("/outputs/{filename}", output),
     Route("/ping", ping),
     Route("/health", health),

@@ -17,3 +17,4 @@ class State(TypedDict):
     dispatch: Dispatch
     files: Files
     codec: ThreadPoolExecutor
+    checkpoints: dict[str, str]  # the models that clients of AUTOMATIC1111's API have chosen, by client

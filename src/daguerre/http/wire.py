@@ -22,14 +22,18 @@ def read_draft(content_type: str, body: bytes) -> Draft:
     Raises:
         UnsupportedMediaType, MalformedBody, InvalidRecipe
     """
+    return recipe.parse(read_object(content_type, body))
+
+
+def read_object(content_type: str, body: bytes) -> dict[str, Any]:
+    """A JSON object, more strictly than the standard library reads it: UTF-8 only, each key once, no NaN.
+
+    Raises:
+        UnsupportedMediaType, MalformedBody
+    """
     # A browser sends other sites' forms without asking, but never as JSON: this check is also the one against CSRF.
     if content_type.split(";")[0].strip().lower() != "application/json":
         raise UnsupportedMediaType
-    return recipe.parse(_read_object(body))
-
-
-def _read_object(body: bytes) -> dict[str, Any]:
-    """A JSON object, more strictly than the standard library reads it: UTF-8 only, each key once, no NaN."""
     try:
         text = body.decode("utf-8")
         value = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse_constant, parse_int=_bounded_int)

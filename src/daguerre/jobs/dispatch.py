@@ -80,10 +80,10 @@ class Dispatch:
         recipe, inputs = job.recipe, self._service.inputs(job.id)
         model = self._service.catalog.model(recipe.model)
         if inputs is None:
-            return Submission(job.id, recipe, model)
+            return Submission(job.id, recipe, model, client=job.client)
         loop = asyncio.get_running_loop()
         image, mask = await loop.run_in_executor(self._codec, inputs.fitted, (recipe.width, recipe.height))
-        return Submission(job.id, recipe, model, image, mask)
+        return Submission(job.id, recipe, model, image, mask, job.client)
 
     def cancel(self, job_id: str, error: DaguerreError) -> None:
         """Stops a job that the engine has."""

@@ -1,7 +1,6 @@
 """Owns the pictures that a recipe starts from: decoded with care, fitted to the recipe's size."""
 
 import base64
-import binascii
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,16 +33,31 @@ def read(draft: Draft) -> Inputs | None:
     """
     if draft.image is None:
         return None
-    image = _decoded("image", draft.image)
-    return Inputs(image, None if draft.mask is None else _decoded("mask", draft.mask))
+    image = decoded("image", draft.image)
+    return Inputs(image, None if draft.mask is None else decoded("mask", draft.mask))
 
 
-def _decoded(field: str, text: str) -> Image.Image:
+def decoded(field: str, text: str) -> Image.Image:
+    """The picture that a field holds as base64, with or without what a data URL puts in front.
+
+    Raises:
+        InvalidRecipe: naming the field.
+    """
+    try:
+        return imaging.decode(unwrapped(field, text))
+    except ValueError as error:
+        raise InvalidRecipe([FieldError(field, str(error))]) from None
+
+
+def unwrapped(field: str, text: str) -> bytes:
+    """The bytes that a field holds as base64.
+
+    Raises:
+        InvalidRecipe: naming the field.
+    """
     head, comma, rest = text.partition(",")
     encoded = rest if comma and head.startswith("data:") else text
     try:
-        return imaging.decode(base64.b64decode(encoded, validate=True))
-    except binascii.Error:
+        return base64.b64decode(encoded, validate=True)
+    except ValueError:  # binascii's own, and text that is not ASCII
         raise InvalidRecipe([FieldError(field, "is not base64")]) from None
-    except ValueError as error:
-        raise InvalidRecipe([FieldError(field, str(error))]) from None

@@ -63,6 +63,10 @@ class JobService:
         """Jobs that are waiting or running."""
         return [job for job in self._jobs.values() if not job.status.is_final]
 
+    def unfinished_of(self, client: str) -> list[Job]:
+        """A client's jobs that are waiting or running, the oldest first."""
+        return [job for job in self.unfinished if job.client == client]
+
     @property
     def waiting(self) -> int:
         """How many jobs wait, whether the engine knows of them already or not."""
@@ -82,8 +86,8 @@ class JobService:
         """Takes no more jobs from now on."""
         self._refusal = self._refusal or reason
 
-    def submit(self, draft: recipe.Draft, inputs: Inputs | None = None) -> Job:
-        """Accepts a job and queues it.
+    def submit(self, draft: recipe.Draft, inputs: Inputs | None = None, client: str = "") -> Job:
+        """Accepts a client's job and queues it.
 
         Raises:
             InvalidRecipe: the model cannot do what is asked.
@@ -96,7 +100,7 @@ class JobService:
         seed = random.randrange(recipe.RANDOM_SEEDS)
         size = None if inputs is None else inputs.image.size
         whole = recipe.resolve(draft, model, seed, self.catalog.styles, size)
-        job = Job(id=new_id(), recipe=whole, created_at=time.time())
+        job = Job(id=new_id(), recipe=whole, created_at=time.time(), client=client)
         if self.waiting >= self.queue_limit:
             raise QueueFull(f"{self.queue_limit} jobs are waiting already", self._seconds_per_job)
         if inputs is not None:

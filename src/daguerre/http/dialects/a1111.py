@@ -1,0 +1,327 @@
+"""Owns AUTOMATIC1111's API under /sdapi/v1: painting, progress, interrupting and the choice of a checkpoint.
+
+Fields that it does not know are ignored, as real clients rely on. Whoever asks is known by address: progress is of the
+caller's own jobs, and so is what an interrupt ends.
+"""
+
+import asyncio
+import base64
+import json
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from PIL import ImageChops
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import BaseRoute, Route
+
+from daguerre import imaging, infotext, recipe
+from daguerre.errors import DaguerreError, FieldError, InvalidRecipe, JobCancelled, ModelNotFound
+from daguerre.http import problems, wire
+from daguerre.http.generate import client_of, paint, read_pictures
+from daguerre.http.state import State
+from daguerre.job import Job, Status
+from daguerre.jobs.inputs import Inputs, decoded, unwrapped
+from daguerre.recipe import Draft
+from daguerre.samplers import DIFFUSION, FLOW
+from daguerre.version import __version__
+
+Endpoint = Callable[[Request[State]], Awaitable[Response]]
+
+#: Our names of what they call otherwise.
+FIELDS = {
+    "prompt": "prompt",
+    "negative_prompt": "negative_prompt",
+    "width": "width",
+    "height": "height",
+    "steps": "steps",
+    "cfg_scale": "guidance_scale",
+    "seed": "seed",
+    "denoising_strength": "strength",
+}
+#: Their names of the schedules of sigmas that change which sampler of ours is meant.
+SCHEDULES = {"karras": " Karras"}
+#: Clients whose choice of a checkpoint is remembered.
+MAX_CLIENTS = 1024
+
+
+def spoken(endpoint: Endpoint) -> Endpoint:
+    """The endpoint, whose errors have the form that AUTOMATIC1111's have."""
+
+    async def answer(request: Request[State]) -> Response:
+        began = time.perf_counter()
+        try:
+            response = await endpoint(request)
+        except DaguerreError as error:
+            response = _failure(error, request.scope.get("request_id", ""))
+        response.headers["x-process-time"] = f"{time.perf_counter() - began:.4f}"
+        return response
+
+    return answer
+
+
+def _failure(error: DaguerreError, request_id: str) -> Response:
+    plain = problems.answer(error, request_id)
+    body = {"error": type(error).__name__, "detail": error.message, "body": "", "errors": error.message}
+    kept = {name: value for name, value in plain.headers.items() if name == "retry-after"}
+    return JSONResponse(body, plain.status_code, kept)
+
+
+async def txt2img(request: Request[State]) -> Response:
+    """``POST /sdapi/v1/txt2img``."""
+    fields = await _fields(request)
+    return await _painted(request, fields, None)
+
+
+async def img2img(request: Request[State]) -> Response:
+    """``POST /sdapi/v1/img2img``: with a mask, what is white in it is painted anew."""
+    fields = await _fields(request)
+    loop = asyncio.get_running_loop()
+    inputs = await loop.run_in_executor(request.state["codec"], _inputs, fields)
+    return await _painted(request, fields, inputs)
+
+
+async def _fields(request: Request[State]) -> dict[str, Any]:
+    body, codec = await request.body(), request.state["codec"]
+    content_type = request.headers.get("content-type", "")
+    return await asyncio.get_running_loop().run_in_executor(codec, wire.read_object, content_type, body)
+
+
+async def _painted(request: Request[State], fields: Mapping[str, Any], inputs: Inputs | None) -> Response:
+    draft = _draft(fields, inputs, _checkpoint(request, fields))
+    job = request.state["service"].submit(draft, inputs, client_of(request))
+    try:
+        job = await paint(request, job)
+    except JobCancelled:
+        # Theirs answers an interrupted request with what there is; of ours there is nothing, and no error either.
+        job = request.state["service"].find(job.id) or job
+    pictures = await read_pictures(request, job) if job.status is Status.SUCCEEDED else []
+    wants_images = fields.get("send_images", True) is not False
+    echo = {name: value for name, value in fields.items() if name not in ("init_images", "mask")}
+    body = {
+        "images": [base64.b64encode(picture).decode() for picture in pictures] if wants_images else [],
+        "parameters": {**echo, "init_images": None, "mask": None} if inputs is not None else echo,
+        "info": json.dumps(_info(job)),
+    }
+    return JSONResponse(body, headers={"x-job-id": job.id})
+
+
+def _draft(fields: Mapping[str, Any], inputs: Inputs | None, model: str | None) -> Draft:
+    """The recipe that such a request means; what is absent follows from the model, not from their defaults.
+
+    Raises:
+        InvalidRecipe: naming what is wrong, by their names.
+    """
+    ours = {name: fields[theirs] for theirs, name in FIELDS.items() if fields.get(theirs) is not None}
+    if inputs is None:
+        ours.pop("strength", None)
+    else:
+        ours |= {"image": "", **({} if inputs.mask is None else {"mask": ""})}
+    ours["prompt"] = ours.get("prompt") or "a picture"  # theirs may be empty
+    ours["count"] = _times(fields.get("batch_size"), "batch_size") * _times(fields.get("n_iter"), "n_iter")
+    ours |= {"model": model, "scheduler": _sampler(fields)}
+    settings = fields.get("override_settings")
+    skip = settings.get("CLIP_stop_at_last_layers") if isinstance(settings, dict) else None
+    if isinstance(skip, int) and skip > 1:
+        ours["clip_skip"] = skip - 1  # theirs counts the last layer as 1
+    try:
+        return recipe.parse(ours)
+    except InvalidRecipe as error:
+        theirs = {name: their for their, name in FIELDS.items()} | {"count": "batch_size", "scheduler": "sampler_name"}
+        raise InvalidRecipe([FieldError(theirs.get(e.field, e.field), e.message) for e in error.errors]) from None
+
+
+def _times(value: Any, name: str) -> int:
+    if value is None:
+        return 1
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= recipe.MAX_COUNT:
+        raise InvalidRecipe([FieldError(name, f"must be a whole number from 1 to {recipe.MAX_COUNT}")])
+    return value
+
+
+def _sampler(fields: Mapping[str, Any]) -> str | None:
+    """Our name of their sampler and schedule; nothing where the client leaves it to the server."""
+    label = fields.get("sampler_name") or fields.get("sampler_index")
+    if not label:
+        return None
+    samplers = DIFFUSION | FLOW
+    by_label = {sampler.label.lower(): name for name, sampler in samplers.items()} | {name: name for name in samplers}
+    wanted = str(label).lower()
+    schedule = SCHEDULES.get(str(fields.get("scheduler") or "").lower(), "").lower()
+    found = by_label.get(wanted + schedule) or by_label.get(wanted)
+    if found is None:
+        known = ", ".join(sampler.label for sampler in DIFFUSION.values())
+        raise InvalidRecipe([FieldError("sampler_name", f"Sampler not found; known are {known}")])
+    return found
+
+
+def _checkpoint(request: Request[State], fields: Mapping[str, Any]) -> str | None:
+    """The model that this request names, else the one that its client has chosen, else the default.
+
+    Raises:
+        ModelNotFound: theirs would paint with another model without a word; a wrong picture is worse than an error.
+    """
+    settings = fields.get("override_settings")
+    named = settings.get("sd_model_checkpoint") if isinstance(settings, dict) else None
+    if named:
+        return request.state["service"].catalog.model(_name(named)).name
+    return request.state["checkpoints"].get(client_of(request))
+
+
+def _name(title: Any) -> str:
+    """A model's name, from the title that the list of models gives it: theirs puts a hash in brackets behind."""
+    if not isinstance(title, str):
+        raise ModelNotFound("", [])
+    return title.split(" [")[0].removesuffix(".safetensors")
+
+
+def _inputs(fields: Mapping[str, Any]) -> Inputs:
+    images = fields.get("init_images")
+    first = images[0] if isinstance(images, list) and images else None
+    if not isinstance(first, str):
+        raise InvalidRecipe([FieldError("init_images", "Init image not found")])
+    mask = fields.get("mask")
+    if mask is not None and not isinstance(mask, str):
+        raise InvalidRecipe([FieldError("mask", "is not base64")])
+    picture = decoded("init_images", first)
+    cut = None if not mask else decoded("mask", mask)
+    if cut is not None and fields.get("inpainting_mask_invert") in (1, True):
+        cut = ImageChops.invert(cut.convert("L")).convert("RGBA")
+    return Inputs(picture, cut)
+
+
+def _info(job: Job) -> dict[str, Any]:
+    """What theirs says of the pictures, as far as it means something here."""
+    whole, seeds = job.recipe, [job.recipe.seed + index for index in range(job.recipe.count)]
+    return {
+        "prompt": whole.prompt,
+        "all_prompts": [whole.prompt] * whole.count,
+        "negative_prompt": whole.negative_prompt,
+        "all_negative_prompts": [whole.negative_prompt] * whole.count,
+        "seed": whole.seed,
+        "all_seeds": seeds,
+        "subseed": whole.seed,
+        "all_subseeds": seeds,
+        "subseed_strength": 0,
+        "width": whole.width,
+        "height": whole.height,
+        "sampler_name": infotext.sampler_label(whole.scheduler),
+        "cfg_scale": whole.guidance_scale,
+        "steps": whole.steps,
+        "batch_size": whole.count,
+        "restore_faces": False,
+        "face_restoration_model": None,
+        "sd_model_name": whole.model,
+        "sd_model_hash": "",
+        "sd_vae_name": None,
+        "sd_vae_hash": None,
+        "seed_resize_from_w": -1,
+        "seed_resize_from_h": -1,
+        "denoising_strength": whole.strength,
+        "extra_generation_params": {},
+        "index_of_first_image": 0,
+        "infotexts": [infotext.infotext(whole, seed) for seed in seeds],
+        "styles": [],
+        "job_timestamp": f"{datetime.fromtimestamp(job.created_at, UTC):%Y%m%d%H%M%S}",
+        "clip_skip": whole.clip_skip + 1,
+        "is_using_inpainting_conditioning": False,
+        "version": f"daguerre {__version__}",
+    }
+
+
+async def progress(request: Request[State]) -> Response:
+    """``GET /sdapi/v1/progress``: of the caller's own jobs, the oldest first."""
+    mine = request.state["service"].unfinished_of(client_of(request))
+    running = next((job for job in mine if job.status is Status.RUNNING), None)
+    fraction = running.step / running.steps if running is not None and running.steps else 0.0
+    passed = 0.0 if running is None or running.started_at is None else time.time() - running.started_at
+    state = {
+        "skipped": False,
+        "interrupted": False,
+        "stopping_generation": False,
+        "job": mine[0].id if mine else "",
+        "job_count": len(mine),
+        "job_timestamp": f"{datetime.fromtimestamp(mine[0].created_at, UTC):%Y%m%d%H%M%S}" if mine else "0",
+        "job_no": 0,
+        "sampling_step": running.step if running else 0,
+        "sampling_steps": running.steps if running else 0,
+    }
+    body = {
+        "progress": min(1.0, 0.01 + fraction / len(mine)) if mine else 0.0,
+        "eta_relative": passed / fraction - passed if fraction else 0.0,
+        "state": state,
+        "current_image": None,
+        "textinfo": None,
+    }
+    return JSONResponse(body)
+
+
+async def interrupt(request: Request[State]) -> Response:
+    """``POST /sdapi/v1/interrupt``: ends the caller's own jobs, and nobody else's."""
+    for job in request.state["service"].unfinished_of(client_of(request)):
+        request.state["service"].cancel(job.id)
+    return JSONResponse({})
+
+
+async def skip(request: Request[State]) -> Response:
+    """``POST /sdapi/v1/skip``: ends the caller's job that is being painted; those that wait are left."""
+    mine = request.state["service"].unfinished_of(client_of(request))
+    running = next((job for job in mine if job.status is Status.RUNNING), None)
+    if running is not None:
+        request.state["service"].cancel(running.id)
+    return JSONResponse(None)
+
+
+async def options(request: Request[State]) -> Response:
+    """``GET /sdapi/v1/options``."""
+    chosen = request.state["checkpoints"].get(client_of(request))
+    model = request.state["service"].catalog.model(chosen)
+    return JSONResponse({"sd_model_checkpoint": model.name, "samples_format": "png", "CLIP_stop_at_last_layers": 1})
+
+
+async def set_options(request: Request[State]) -> Response:
+    """``POST /sdapi/v1/options``: takes the whole of what GET gave; the checkpoint is chosen for this client alone."""
+    fields = await _fields(request)
+    if fields.get("sd_model_checkpoint"):
+        chosen = request.state["checkpoints"]
+        chosen[client_of(request)] = request.state["service"].catalog.model(_name(fields["sd_model_checkpoint"])).name
+        if len(chosen) > MAX_CLIENTS:
+            del chosen[next(iter(chosen))]
+    return JSONResponse(None)
+
+
+async def png_info(request: Request[State]) -> Response:
+    """``POST /sdapi/v1/png-info``: what a picture says of its making."""
+    fields = await _fields(request)
+    if not isinstance(fields.get("image"), str):
+        raise InvalidRecipe([FieldError("image", "required")])
+    loop = asyncio.get_running_loop()
+    texts = await loop.run_in_executor(request.state["codec"], _texts, fields["image"])
+    info = texts.pop(imaging.PARAMETERS, "")
+    return JSONResponse({"info": info, "items": texts, "parameters": infotext.parse(info)})
+
+
+def _texts(encoded: str) -> dict[str, str]:
+    """The texts of a PNG; of another picture none."""
+    try:
+        return imaging.read_text(unwrapped("image", encoded))
+    except ValueError:
+        decoded("image", encoded)
+        return {}
+
+
+ROUTES: list[BaseRoute] = [
+    Route(f"/sdapi/v1/{name}", spoken(endpoint), methods=[method])
+    for method, name, endpoint in (
+        ("POST", "txt2img", txt2img),
+        ("POST", "img2img", img2img),
+        ("GET", "progress", progress),
+        ("POST", "interrupt", interrupt),
+        ("POST", "skip", skip),
+        ("GET", "options", options),
+        ("POST", "options", set_options),
+        ("POST", "png-info", png_info),
+    )
+]

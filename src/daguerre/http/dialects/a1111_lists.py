@@ -1,0 +1,101 @@
+"""Owns the lists of AUTOMATIC1111's API: models, samplers, styles and what its clients look for at their start."""
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import BaseRoute, Route
+
+from daguerre.http.state import State
+from daguerre.samplers import DIFFUSION
+
+#: The schedules of sigmas, and the names that theirs have.
+SCHEDULES = (("automatic", "Automatic"), ("karras", "Karras"))
+
+
+def _models(request: Request[State]) -> Any:
+    return [
+        {
+            "title": model.name,
+            "model_name": model.name,
+            "hash": None,
+            "sha256": None,
+            "filename": model.name,  # a path would be nobody's business
+            "config": None,
+        }
+        for model in request.state["service"].catalog.models
+    ]
+
+
+def _samplers(_request: Request[State]) -> Any:
+    return [{"name": sampler.label, "aliases": [name], "options": {}} for name, sampler in DIFFUSION.items()]
+
+
+def _schedulers(_request: Request[State]) -> Any:
+    rest = {"aliases": None, "default_rho": -1.0, "need_inner_model": False}
+    return [{"name": name, "label": label, **rest} for name, label in SCHEDULES]
+
+
+def _styles(request: Request[State]) -> Any:
+    styles = request.state["service"].catalog.styles
+    return [
+        {"name": name, "prompt": style.prompt, "negative_prompt": style.negative_prompt}
+        for name, style in styles.items()
+    ]
+
+
+def _memory(_request: Request[State]) -> Any:
+    page = os.sysconf("SC_PAGE_SIZE")
+    total, free = page * os.sysconf("SC_PHYS_PAGES"), page * os.sysconf("SC_AVPHYS_PAGES")
+    return {"ram": {"free": free, "used": total - free, "total": total}, "cuda": {}}
+
+
+def _none(_request: Request[State]) -> Any:
+    return []
+
+
+def _no_embeddings(_request: Request[State]) -> Any:
+    return {"loaded": {}, "skipped": {}}
+
+
+def _nothing(_request: Request[State]) -> Any:
+    """What is asked for happens by itself: the catalogue is always fresh, and models come and go as they are needed."""
+    return None
+
+
+def _empty(_request: Request[State]) -> Any:
+    return {}
+
+
+def _route(method: str, name: str, content: Callable[[Request[State]], Any]) -> Route:
+    async def answer(request: Request[State]) -> Response:
+        return JSONResponse(content(request))
+
+    return Route(f"/sdapi/v1/{name}", answer, methods=[method])
+
+
+ROUTES: list[BaseRoute] = [
+    _route("GET", "sd-models", _models),
+    _route("GET", "samplers", _samplers),
+    _route("GET", "schedulers", _schedulers),
+    _route("GET", "prompt-styles", _styles),
+    _route("GET", "memory", _memory),
+    _route("GET", "embeddings", _no_embeddings),
+    _route("GET", "cmd-flags", _empty),
+    *(
+        _route("GET", name, _none)
+        for name in (
+            "loras",
+            "sd-vae",
+            "upscalers",
+            "latent-upscale-modes",
+            "face-restorers",
+            "realesrgan-models",
+            "hypernetworks",
+        )
+    ),
+    *(_route("POST", name, _nothing) for name in ("refresh-checkpoints", "refresh-loras", "refresh-vae")),
+    *(_route("POST", name, _empty) for name in ("unload-checkpoint", "reload-checkpoint")),
+]

@@ -1,0 +1,256 @@
+"""Owns OpenAI's images API: generations, edits, variations and the list of models, as its clients expect them.
+
+Fields that the API does not know may be ours (``seed``, ``negative_prompt``, ``steps``, …): clients send them as extra
+fields. Any others are ignored, as real clients rely on.
+"""
+
+import asyncio
+import base64
+import json
+import re
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from typing import Any
+
+import msgspec
+from PIL import Image, ImageChops
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import BaseRoute, Route
+
+from daguerre import imaging, recipe
+from daguerre.errors import BadRequest, DaguerreError, FieldError, InvalidRecipe, ModelNotFound, Unavailable
+from daguerre.http import problems, wire
+from daguerre.http.dialects.uploads import Form, read_form
+from daguerre.http.generate import client_of, paint, read_pictures
+from daguerre.http.state import State
+from daguerre.job import Job
+from daguerre.jobs.inputs import Inputs
+from daguerre.recipe import Draft
+
+Endpoint = Callable[[Request[State]], Awaitable[Response]]
+
+#: Names of OpenAI's own models: clients have them built in, and mean whatever the server has.
+THEIR_MODELS = ("gpt-image", "chatgpt-image", "dall-e")
+#: Fields of theirs that say something else, or nothing, in a recipe.
+THEIR_FIELDS = frozenset(
+    [
+        "model",
+        "n",
+        "size",
+        "quality",
+        "style",
+        "stream",
+        "partial_images",
+        "user",
+        "background",
+        "moderation",
+        "response_format",
+        "output_format",
+        "output_compression",
+        "input_fidelity",
+        "image",
+        "mask",
+    ]
+)
+#: Our names of what they call otherwise, for errors.
+PARAMS = {"count": "n", "width": "size", "height": "size", "format": "output_format", "quality": "output_compression"}
+#: Of an upload that is to be varied, how much is painted anew.
+VARIATION = 0.6
+
+_SIZE = re.compile(r"(\d{1,5})x(\d{1,5})")
+_OURS = frozenset(Draft.__struct_fields__) | frozenset(recipe.ALIASES)
+
+
+def spoken(endpoint: Endpoint) -> Endpoint:
+    """The endpoint, whose errors come in OpenAI's envelope; they say whether asking again can help."""
+
+    async def answer(request: Request[State]) -> Response:
+        try:
+            return await endpoint(request)
+        except DaguerreError as error:
+            return _failure(error, request.scope.get("request_id", ""))
+
+    return answer
+
+
+def _failure(error: DaguerreError, request_id: str) -> Response:
+    plain = problems.answer(error, request_id)
+    status = 400 if isinstance(error, InvalidRecipe) else plain.status_code
+    headers = {"x-should-retry": "true" if isinstance(error, Unavailable) else "false"}
+    if "retry-after" in plain.headers:
+        headers["retry-after"] = plain.headers["retry-after"]
+    return Response(json.dumps({"error": _envelope(error)}), status, headers, "application/json")
+
+
+def _envelope(error: DaguerreError) -> dict[str, Any]:
+    kind = "invalid_request_error" if isinstance(error, BadRequest | ModelNotFound) else "server_error"
+    param = "model" if isinstance(error, ModelNotFound) else None
+    if isinstance(error, InvalidRecipe):
+        param = PARAMS.get(error.errors[0].field, error.errors[0].field)
+    return {"message": error.message, "type": kind, "param": param, "code": error.code}
+
+
+async def generations(request: Request[State]) -> Response:
+    """``POST /v1/images/generations``."""
+    fields = wire.read_object(request.headers.get("content-type", ""), await request.body())
+    return await _answer(request, fields, None, "image_generation")
+
+
+async def edits(request: Request[State]) -> Response:
+    """``POST /v1/images/edits``: image-to-image, or inpainting where the mask is transparent."""
+    form = await read_form(request)
+    loop = asyncio.get_running_loop()
+    inputs = await loop.run_in_executor(request.state["codec"], _inputs, form)
+    return await _answer(request, _typed(form), inputs, "image_edit")
+
+
+async def variations(request: Request[State]) -> Response:
+    """``POST /v1/images/variations``: the picture again, somewhat different."""
+    form = await read_form(request)
+    loop = asyncio.get_running_loop()
+    inputs = await loop.run_in_executor(request.state["codec"], _inputs, Form(form.texts, {**form.files, "mask": []}))
+    fields = {"prompt": "a picture like this one", "strength": VARIATION, **_typed(form)}
+    return await _answer(request, fields, inputs, "image_edit")
+
+
+async def _answer(request: Request[State], fields: Mapping[str, Any], inputs: Inputs | None, kind: str) -> Response:
+    draft = _draft(fields, inputs)
+    as_url = _choice(fields, "response_format", ("b64_json", "url")) == "url"
+    is_stream = fields.get("stream") in (True, "true")
+    job = request.state["service"].submit(draft, inputs, client_of(request))
+    if is_stream:
+        return StreamingResponse(_events(request, job, kind), media_type="text/event-stream")
+    job = await paint(request, job)
+    body = {"created": int(job.created_at), "data": await _data(request, job, as_url), **_about(job)}
+    return Response(msgspec.json.encode(body), media_type="application/json", headers={"x-job-id": job.id})
+
+
+async def _data(request: Request[State], job: Job, as_url: bool) -> list[dict[str, Any]]:
+    if as_url:
+        base = str(request.base_url).rstrip("/")
+        return [{"url": f"{base}/outputs/{image.filename}", "seed": image.seed} for image in job.images]
+    pictures = await read_pictures(request, job)
+    return [
+        {"b64_json": base64.b64encode(data).decode(), "seed": image.seed}
+        for data, image in zip(pictures, job.images, strict=True)
+    ]
+
+
+async def _events(request: Request[State], job: Job, kind: str) -> AsyncIterator[bytes]:
+    """An event for each finished picture. Once headers are sent, an error can only be told as an event, too."""
+    try:
+        job = await paint(request, job)
+        for index, entry in enumerate(await _data(request, job, as_url=False)):
+            event = {
+                "type": f"{kind}.completed",
+                **entry,
+                "created_at": int(time.time()),
+                "index": index,
+                **_about(job),
+            }
+            yield f"event: {kind}.completed\ndata: {json.dumps(event)}\n\n".encode()
+    except DaguerreError as error:
+        yield f"data: {json.dumps({'error': _envelope(error)})}\n\n".encode()
+
+
+def _about(job: Job) -> dict[str, Any]:
+    """What both forms of an answer say of the pictures; nothing is counted in tokens here."""
+    details = {"text_tokens": 0, "image_tokens": 0}
+    return {
+        "size": f"{job.recipe.width}x{job.recipe.height}",
+        "quality": "high",
+        "background": "opaque",
+        "output_format": job.recipe.format,
+        "usage": {"total_tokens": 0, "input_tokens": 0, "output_tokens": 0, "input_tokens_details": details},
+    }
+
+
+def _draft(fields: Mapping[str, Any], inputs: Inputs | None) -> Draft:
+    """The recipe that such a request means.
+
+    Raises:
+        InvalidRecipe: naming what is wrong.
+    """
+    ours = {name: value for name, value in fields.items() if name in _OURS and name not in THEIR_FIELDS}
+    model = fields.get("model")
+    if model is not None and not (isinstance(model, str) and model.startswith(THEIR_MODELS)):
+        ours["model"] = model
+    if fields.get("n") is not None:
+        ours["count"] = fields["n"]
+    if fields.get("background") == "transparent":
+        raise InvalidRecipe([FieldError("background", "transparent pictures cannot be painted")])
+    if fields.get("output_format") is not None:
+        ours["format"] = fields["output_format"]
+    if fields.get("output_compression") is not None:
+        ours["quality"] = fields["output_compression"] or 1  # theirs begins at 0
+    if "width" not in ours and "height" not in ours:
+        ours |= _size(fields.get("size"))
+    if inputs is not None:
+        ours |= {"image": "", **({} if inputs.mask is None else {"mask": ""})}
+    return recipe.parse(ours)
+
+
+def _size(size: Any) -> dict[str, int]:
+    if size in (None, "", "auto"):
+        return {}
+    found = _SIZE.fullmatch(size) if isinstance(size, str) else None
+    if found is None:
+        raise InvalidRecipe([FieldError("size", 'must be "auto" or look like "1024x1024"')])
+    return {"width": int(found[1]), "height": int(found[2])}
+
+
+def _choice(fields: Mapping[str, Any], name: str, choices: tuple[str, ...]) -> str:
+    value = fields.get(name) or choices[0]
+    if value not in choices:
+        raise InvalidRecipe([FieldError(name, f"must be one of {', '.join(choices)}")])
+    return str(value)
+
+
+def _typed(form: Form) -> dict[str, Any]:
+    """The form's texts, where a field of ours is no text as what it is: a form cannot tell 3 from "3"."""
+    texts = ("prompt", "negative_prompt", "model", "user")
+    return {name: text if name in texts else _value(text) for name, text in form.texts.items()}
+
+
+def _value(text: str) -> Any:
+    try:
+        value = json.loads(text) if len(text) < 40 else text
+    except ValueError:
+        return text
+    return value if isinstance(value, int | float | bool) else text
+
+
+def _inputs(form: Form) -> Inputs:
+    """The picture to edit and its mask; in theirs what is transparent is painted anew, in ours what is white."""
+    data = form.only("image", "image[]")
+    if data is None:
+        raise InvalidRecipe([FieldError("image", "required")])
+    mask = form.only("mask")
+    return Inputs(_picture("image", data), None if mask is None else _mask(_picture("mask", mask)))
+
+
+def _mask(picture: Image.Image) -> Image.Image:
+    alpha = picture.getchannel("A")
+    if alpha.getextrema()[0] == 255:
+        raise InvalidRecipe([FieldError("mask", "nothing in it is transparent, so nothing would be edited")])
+    return ImageChops.invert(alpha).convert("RGBA")
+
+
+def _picture(field: str, data: bytes) -> Image.Image:
+    try:
+        return imaging.decode(data)
+    except ValueError as error:
+        raise InvalidRecipe([FieldError(field, str(error))]) from None
+
+
+def _posted(name: str, endpoint: Endpoint) -> list[BaseRoute]:
+    paths = (f"/v1/images/{name}", f"/api/v1/images/{name}")
+    return [Route(path, spoken(endpoint), methods=["POST"]) for path in paths]
+
+
+ROUTES: list[BaseRoute] = [
+    *_posted("generations", generations),
+    *_posted("edits", edits),
+    *_posted("variations", variations),
+]

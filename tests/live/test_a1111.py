@@ -1,0 +1,248 @@
+"""``webuiapi`` against a live server, unmodified; and what other clients of AUTOMATIC1111's API send."""
+
+import base64
+import io
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import webuiapi
+from PIL import Image
+
+from server import Live
+
+SMALL: dict[str, Any] = {"width": 64, "height": 64, "steps": 4, "seed": 3}
+
+
+@pytest.fixture(scope="module")
+def api(live: Live) -> webuiapi.WebUIApi:
+    """The package's client."""
+    return webuiapi.WebUIApi(baseurl=f"{live.address}/sdapi/v1")
+
+
+@pytest.fixture(scope="module")
+def sdapi(live: Live) -> Iterator[httpx.Client]:
+    """A plain client of the same routes."""
+    with httpx.Client(base_url=f"{live.address}/sdapi/v1", timeout=60) as plain:
+        yield plain
+
+
+def test_txt2img_paints_what_is_asked(api: webuiapi.WebUIApi) -> None:
+    """In its size, with the seed and the settings in ``info``."""
+    result = api.txt2img(
+        prompt="a red square on a white background",
+        negative_prompt="blue",
+        width=256,
+        height=256,
+        steps=12,
+        seed=1,
+        cfg_scale=5,
+        sampler_name="Euler",
+    )
+    red, green, blue = (int(value) for value in np.asarray(result.image.convert("RGB"))[112:144, 112:144].mean((0, 1)))
+    assert red > 150
+    assert max(green, blue) < 100
+    assert result.info["seed"] == 1
+    assert result.info["sampler_name"] == "Euler"
+    assert result.parameters["steps"] == 12
+    assert "Steps: 12, Sampler: Euler, CFG scale: 5, Seed: 1, Size: 256x256" in result.info["infotexts"][0]
+
+
+def test_batches_and_their_seeds(api: webuiapi.WebUIApi) -> None:
+    """``batch_size`` times ``n_iter`` pictures."""
+    result = api.txt2img(prompt="a lake", batch_size=2, n_iter=2, **SMALL)
+    assert len({image.tobytes() for image in result.images}) == 4
+    assert result.info["all_seeds"] == [3, 4, 5, 6]
+
+
+def test_a_job_is_a_job(sdapi: httpx.Client, client: httpx.Client) -> None:
+    """The picture is that of the native route."""
+    answer = sdapi.post(
+        "/txt2img", json={"prompt": "a lake", "sampler_name": "DPM++ 2M", "scheduler": "Karras", **SMALL}
+    )
+    native = client.post("/generate", json={"prompt": "a lake", "scheduler": "dpmpp_2m_karras", **SMALL})
+    assert base64.b64decode(answer.json()["images"][0]) == native.content
+
+
+def test_img2img_starts_from_the_image(api: webuiapi.WebUIApi) -> None:
+    """At little strength the picture stays what it was."""
+    blue = Image.new("RGB", (128, 128), "blue")
+    result = api.img2img(
+        images=[blue], prompt="a blue square", denoising_strength=0.2, width=128, height=128, steps=10, seed=1
+    )
+    red, _, blueness = np.asarray(result.image.convert("RGB")).mean((0, 1))
+    assert blueness > 150
+    assert red < 100
+
+
+@pytest.mark.parametrize("is_inverted", [False, True])
+def test_inpaint_keeps_what_is_black_in_the_mask(api: webuiapi.WebUIApi, is_inverted: bool) -> None:
+    """Or what is white, if that is asked."""
+    mask = Image.new("L", (128, 128), 0)
+    mask.paste(255, (0, 0, 128, 64))
+    result = api.img2img(
+        images=[Image.new("RGB", (128, 128), "white")],
+        mask_image=mask,
+        inpainting_mask_invert=int(is_inverted),
+        prompt="a black background",
+        denoising_strength=1.0,
+        width=128,
+        height=128,
+        steps=10,
+        seed=1,
+    )
+    picture = np.asarray(result.image.convert("RGB"))
+    painted, kept = picture[:48].mean(), picture[80:].mean()
+    if is_inverted:
+        painted, kept = kept, painted
+    assert kept > 225
+    assert painted < kept - 40
+
+
+def test_progress_and_interrupt_are_the_callers_own(live: Live, api: webuiapi.WebUIApi) -> None:
+    """Progress moves, an interrupt ends the caller's picture, and another address keeps its own."""
+    other = httpx.Client(base_url=live.address, timeout=60, transport=httpx.HTTPTransport(local_address="127.0.0.2"))
+    results: dict[str, Any] = {}
+    long = {"prompt": "a lake", "width": 256, "height": 256, "steps": 60}
+
+    def mine() -> None:
+        results["mine"] = api.post_and_get_api_result(f"{api.baseurl}/txt2img", long, False)
+
+    def theirs() -> None:
+        results["theirs"] = other.post("/sdapi/v1/txt2img", json={**long, "steps": 20})
+
+    threads = [threading.Thread(target=each) for each in (mine, theirs)]
+    for thread in threads:
+        thread.start()
+    end = time.monotonic() + 30
+    seen = api.get_progress()
+    while not seen["state"]["sampling_step"] and time.monotonic() < end:
+        time.sleep(0.05)
+        seen = api.get_progress()
+    assert 0 < seen["progress"] < 1
+    assert seen["state"]["job_count"] == 1
+    assert seen["eta_relative"] > 0
+    assert api.interrupt() == {}
+    for thread in threads:
+        thread.join(60)
+    assert results["mine"].images == []
+    assert len(results["theirs"].json()["images"]) == 1
+    idle = api.get_progress()
+    assert (idle["progress"], idle["state"]["job_count"]) == (0.0, 0)
+    other.close()
+
+
+def test_options_go_both_ways(api: webuiapi.WebUIApi) -> None:
+    """The whole dictionary can be sent back, as Open WebUI does."""
+    options = api.get_options()
+    assert options["sd_model_checkpoint"] == "demo-xl"
+    api.set_options(options)
+    assert api.util_get_current_model() == "demo-xl"
+    api.util_set_model("demo-xl")
+    assert api.util_get_model_names() == ["demo-xl"]
+
+
+def test_lists(api: webuiapi.WebUIApi) -> None:
+    """What clients ask for at their start."""
+    assert "Euler a" in api.util_get_sampler_names()
+    assert {"realistic", "anime"} <= {style["name"] for style in api.get_prompt_styles()}
+    assert api.get_memory()["ram"]["total"] > 0
+    assert "Karras" in [scheduler["label"] for scheduler in api.get_schedulers()]
+    for empty in (
+        api.get_loras,
+        api.get_sd_vae,
+        api.get_upscalers,
+        api.get_latent_upscale_modes,
+        api.get_hypernetworks,
+    ):
+        assert empty() == []
+    assert api.get_embeddings() == {"loaded": {}, "skipped": {}}
+    assert api.refresh_checkpoints() is None
+    assert api.skip() is None
+
+
+def test_every_listed_sampler_paints(sdapi: httpx.Client) -> None:
+    """A name in the list that cannot be used would be a trap."""
+    for sampler in sdapi.get("/samplers").json():
+        answer = sdapi.post("/txt2img", json={"prompt": "a lake", "sampler_name": sampler["name"], **SMALL})
+        assert answer.status_code == 200, sampler
+
+
+def test_png_info_reads_what_was_written(api: webuiapi.WebUIApi, sdapi: httpx.Client) -> None:
+    """By its keys, and nothing of a picture that says nothing."""
+    image = sdapi.post("/txt2img", json={"prompt": "a lake, with: colons", "negative_prompt": "ink", **SMALL}).json()
+    info = sdapi.post("/png-info", json={"image": image["images"][0]}).json()
+    assert info["parameters"]["Prompt"] == "a lake, with: colons"
+    assert info["parameters"]["Negative prompt"] == "ink"
+    assert (info["parameters"]["Size-1"], info["parameters"]["Seed"]) == ("64", "3")
+    assert "daguerre" in info["items"]
+    assert api.png_info(Image.new("RGB", (8, 8))).info == ""
+
+
+def test_sillytavern(sdapi: httpx.Client) -> None:
+    """Its own keys are left in the body; at its end it interrupts without a body."""
+    sdapi.post("/options", json={"sd_model_checkpoint": "demo-xl", "sd_vae": "Automatic"})
+    request = {
+        "url": "http://127.0.0.1:7860",
+        "auth": "",
+        "prompt": "a lake",
+        "negative_prompt": "",
+        "sampler_name": "Euler a",
+        "scheduler": "Automatic",
+        "steps": 2,
+        "cfg_scale": 7,
+        "width": 64,
+        "height": 64,
+        "restore_faces": False,
+        "enable_hr": False,
+        "hr_upscaler": "Latent",
+        "hr_scale": 1,
+        "denoising_strength": 0.7,
+        "hr_second_pass_steps": 0,
+        "seed": -1,
+        "override_settings": {"CLIP_stop_at_last_layers": 1},
+        "override_settings_restore_afterwards": True,
+        "clip_skip": 1,
+        "save_images": True,
+        "send_images": True,
+        "do_not_save_grid": False,
+        "do_not_save_samples": False,
+    }
+    answer = sdapi.post("/txt2img", json=request)
+    assert answer.status_code == 200
+    with Image.open(io.BytesIO(base64.b64decode(answer.json()["images"][0]))) as image:
+        assert image.size == (64, 64)
+    assert sdapi.post("/interrupt").json() == {}
+
+
+@pytest.mark.parametrize(
+    ("route", "fields", "status", "says"),
+    [
+        ("txt2img", {"sampler_name": "Nobody's"}, 422, "sampler_name"),
+        ("txt2img", {"steps": 0}, 422, "steps"),
+        ("txt2img", {"cfg_scale": "high"}, 422, "cfg_scale"),
+        ("txt2img", {"denoising_strength": "much", "width": 63}, 422, "width"),
+        ("txt2img", {"batch_size": 9}, 422, "batch_size"),
+        ("txt2img", {"batch_size": True}, 422, "batch_size"),
+        ("txt2img", {"batch_size": 4, "n_iter": 4}, 422, "batch_size"),
+        ("txt2img", {"override_settings": {"sd_model_checkpoint": "nobodys"}}, 404, "demo-xl"),
+        ("img2img", {}, 422, "Init image not found"),
+        ("img2img", {"init_images": [3]}, 422, "init_images"),
+        ("img2img", {"init_images": ["…"]}, 422, "init_images"),
+        ("img2img", {"init_images": ["aGVsbG8="]}, 422, "init_images"),
+        ("options", {"sd_model_checkpoint": "nobodys"}, 404, "demo-xl"),
+        ("options", {"sd_model_checkpoint": 3}, 404, "model"),
+        ("png-info", {}, 422, "image"),
+        ("png-info", {"image": "aGVsbG8="}, 422, "image"),
+    ],
+)
+def test_bad_fields(sdapi: httpx.Client, route: str, fields: dict[str, Any], status: int, says: str) -> None:
+    """Each gets an error in their form; a wrong model is never painted with in silence."""
+    answer = sdapi.post(f"/{route}", json={"prompt": "a lake", **fields} if route != "png-info" else fields)
+    assert answer.status_code == status
+    assert says in answer.json()["detail"]
+    assert set(answer.json()) == {"error", "detail", "body", "errors"}
