@@ -17,11 +17,11 @@ from daguerre.http.gate import BodyLimit, HostCheck, RequestId
 from daguerre.http.routes import ROUTES
 from daguerre.http.state import State
 from daguerre.jobs.dispatch import Dispatch
-from daguerre.jobs.hub import Hub
-from daguerre.jobs.queue import Queue
-from daguerre.jobs.service import JobService, Timeouts
+from daguerre.jobs.service import JobService, Limits, Timeouts
 from daguerre.settings import Settings
+from daguerre.store.db import Database
 from daguerre.store.files import Files
+from daguerre.store.jobs import JobRows
 
 #: Threads that encode pictures and parse large bodies.
 CODEC_THREADS = 2
@@ -80,22 +80,27 @@ class Daguerre(Starlette):
             Tuning(settings.compile, settings.channels_last, settings.cpu_threads, settings.data / "compiled"),
             settings.data / "curves",
         )
+        database = Database(settings.data / "daguerre.db")
         service = JobService(
             self._catalog,
-            Queue(),
-            Hub(),
+            JobRows(database),
+            files,
             engine.cancel,
-            queue_limit=settings.queue_limit,
+            limits=Limits(settings.queue_limit, settings.least_disk),
             timeouts=Timeouts(settings.wait_timeout, settings.run_timeout, settings.job_timeout),
             result_ttl=settings.result_ttl,
         )
         with ThreadPoolExecutor(CODEC_THREADS, thread_name_prefix="daguerre-codec") as codec:
             dispatch = Dispatch(service, engine, files, codec)
             self._service = service
+            await service.recover()
             engine.start(preload=self._catalog.model())
             feeding = loop.create_task(dispatch.feed())
             yield State(settings=settings, service=service, dispatch=dispatch, files=files, codec=codec, checkpoints={})
+            # Jobs without a connection do not hold the server's own shutdown; nothing below may end before they do.
+            await self.drain()
             feeding.cancel()
             await asyncio.gather(feeding, return_exceptions=True)
             # The engine is a daemon: one that hangs in a device call does not hold the exit.
             await asyncio.to_thread(engine.close, 5.0)
+            await asyncio.to_thread(database.close)

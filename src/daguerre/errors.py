@@ -12,20 +12,27 @@
     │   ├── UnsupportedMediaType
     │   ├── NotAcceptable
     │   ├── RequestTimeout         the request itself arrived too slowly
-    │   └── HostNotAllowed
+    │   ├── HostNotAllowed
+    │   └── KeyReused              an Idempotency-Key came with two different requests
     ├── NotFound
     │   ├── RouteNotFound
     │   ├── MethodNotAllowed
-    │   └── ModelNotFound
+    │   ├── ModelNotFound
+    │   ├── JobNotFound
+    │   └── ResultExpired          the job is known, its result is no longer kept
     ├── Unavailable                try again later; carries ``retry_after``
     │   ├── QueueFull
     │   ├── NotReady               the model is still loading, or the engine is dead
+    │   ├── StorageFailed          what must be durable could not be written
+    │   ├── DiskLow
     │   └── Draining               the server is going down
     └── JobEnded                   a job ended without a picture
+        ├── NoPicture              told to whoever asks for the picture later
         ├── JobCancelled
         ├── JobTimeout
         └── JobFailed
             ├── BadOutput          NaN pixels
+            ├── Poisoned           the server died while painting it, again and again
             └── OutOfMemory
 
 A leaf has a ``code`` that clients may rely on; which HTTP status belongs to it is said in ``http/problems.py``.
@@ -114,6 +121,12 @@ class HostNotAllowed(BadRequest):
     code = "host_not_allowed"
 
 
+class KeyReused(BadRequest):
+    """This Idempotency-Key has come with another request before."""
+
+    code = "idempotency_key_reused"
+
+
 class NotFound(DaguerreError):
     """There is nothing of that name."""
 
@@ -139,6 +152,18 @@ class ModelNotFound(NotFound):
         super().__init__(f"there is no model {name!r}; known models: {', '.join(known) or 'none'}")
 
 
+class JobNotFound(NotFound):
+    """There is no job of that id."""
+
+    code = "job_not_found"
+
+
+class ResultExpired(NotFound):
+    """The job's result is no longer kept."""
+
+    code = "expired"
+
+
 class Unavailable(DaguerreError):
     """The server cannot take this now; ``retry_after`` is in seconds."""
 
@@ -157,6 +182,18 @@ class NotReady(Unavailable):
     """The server is not ready."""
 
     code = "not_ready"
+
+
+class StorageFailed(Unavailable):
+    """The job could not be written down, so it was not accepted."""
+
+    code = "storage_failed"
+
+
+class DiskLow(Unavailable):
+    """There is too little room on the server's disk for more pictures."""
+
+    code = "disk_low"
 
 
 class Draining(Unavailable):
@@ -187,10 +224,24 @@ class JobFailed(JobEnded):
     code = "generation_failed"
 
 
+class NoPicture(JobEnded):
+    """The job ended without a picture, for a reason that is told as it was then."""
+
+    def __init__(self, reason: DaguerreError) -> None:
+        super().__init__(reason.message)
+        self.code = reason.code
+
+
 class BadOutput(JobFailed):
     """The picture came out as not-a-number; the usual cause is a VAE run in float16."""
 
     code = "bad_output"
+
+
+class Poisoned(JobFailed):
+    """The server died each time while it painted this job."""
+
+    code = "poison"
 
 
 class OutOfMemory(JobFailed):

@@ -66,6 +66,8 @@ class Job(msgspec.Struct, frozen=True):
     recipe: Recipe
     created_at: float
     client: str = ""  # who asked for it
+    is_attached: bool = True  # its client waits for it on a connection, and has given it up when that ends
+    attempts: int = 0  # how often its painting has begun
     status: Status = Status.QUEUED
     started_at: float | None = None
     finished_at: float | None = None

@@ -57,7 +57,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     run_timeout: Seconds = 600.0
     #: A step that takes longer means that the device hangs: the process ends with code 70, for a supervisor to restart.
     step_timeout: Seconds = 600.0
-    #: How long a finished job is remembered.
+    #: New jobs are refused while the disk of the outputs has less room than this, in bytes.
+    least_disk: Annotated[int, Meta(ge=0)] = 256 * 1024 * 1024
+    #: How long a finished job's result is kept; its picture files stay.
     result_ttl: Seconds = 3600.0
     #: Largest request body, in bytes.
     body_limit: Annotated[int, Meta(ge=1024)] = 32 * 1024 * 1024

@@ -44,7 +44,7 @@ async def health(request: Request[State]) -> Response:
             "device": engine.ready.device if engine.ready else None,
             "dtype": engine.ready.dtype if engine.ready else None,
             "memory": {"host_peak_bytes": _peak_memory()},
-            "queue": {"size": service.waiting, "running": service.running, "limit": service.queue_limit},
+            "queue": {"size": service.waiting, "running": service.running, "limit": service.limits.queue},
         }
     )
 

@@ -11,6 +11,7 @@ from daguerre import recipe
 from daguerre.errors import MalformedBody, NotAcceptable, UnsupportedMediaType
 from daguerre.imaging import media_type
 from daguerre.job import Failure, Job, Timings
+from daguerre.jobs.forecast import Place
 from daguerre.recipe import Draft, Format, Recipe
 
 FORMATS: tuple[Format, ...] = get_args(Format)
@@ -150,16 +151,21 @@ class WireJob(msgspec.Struct, frozen=True):
     created_at: str
     started_at: str | None
     finished_at: str | None
+    position: int | None
+    eta_s: float | None
     progress: Progress
     recipe: Recipe
     images: list[WireImage]
     error: Failure | None
     timings: Timings
+    attempts: int
     metadata: dict[str, Any]
+    links: dict[str, str]
 
 
-def wire_job(job: Job, pictures: list[bytes]) -> WireJob:
-    """A job with its pictures, if any are to be sent along."""
+def wire_job(job: Job, pictures: list[bytes], place: Place | None = None) -> WireJob:
+    """A job with its pictures, if any are to be sent along; an unfinished one has a place."""
+    own = f"/v1/jobs/{job.id}"
     contents: list[str | None] = [base64.b64encode(picture).decode() for picture in pictures]
     contents = contents or [None] * len(job.images)
     images = [
@@ -173,11 +179,15 @@ def wire_job(job: Job, pictures: list[bytes]) -> WireJob:
         created_at=_moment(job.created_at),
         started_at=None if job.started_at is None else _moment(job.started_at),
         finished_at=None if job.finished_at is None else _moment(job.finished_at),
+        position=None if place is None else place.position,
+        eta_s=None if place is None else round(place.eta, 1),
         progress=Progress(job.step, job.steps, job.step / job.steps if job.steps else 0.0),
         recipe=job.recipe,
         images=images,
         error=job.error,
         timings=job.timings,
+        attempts=job.attempts,
+        links={"self": own, "result": f"{own}/result", "cancel": f"{own}/cancel", "events": f"{own}/events"},
         metadata=job.recipe.metadata,
     )
 

@@ -3,7 +3,9 @@
 import asyncio
 import dataclasses
 import logging
+from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import msgspec
 
@@ -102,12 +104,15 @@ class Dispatch:
                     total = steps * job.recipe.count
                     self._service.changed(job_id, step=steps * index + step, steps=total)
             case Painted():
-                task = asyncio.get_running_loop().create_task(self._finish(event))
-                self._writing.add(task)
-                task.add_done_callback(self._writing.discard)
+                self._keep_task(self._finish(event))
             case RunEnded(job_id, error):
-                self._leave(job_id)
                 self._service.failed(job_id, error)
+                self._keep_task(self._leave(job_id))
+
+    def _keep_task(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._writing.add(task)
+        task.add_done_callback(self._writing.discard)
 
     def _receive_state(self, event: ModelLoading | ModelReady | ModelAbsent | EngineDied) -> None:
         match event:
@@ -130,41 +135,56 @@ class Dispatch:
         job = self._service.find(painted.job_id)
         gathered = self._in_engine.get(painted.job_id)
         if job is None or gathered is None or job.status.is_final:
-            self._leave(painted.job_id)
+            await self._leave(painted.job_id)
             return
         loop = asyncio.get_running_loop()
         try:
             image, seconds = await loop.run_in_executor(self._codec, self._keep, job, painted)
         except DaguerreError as error:
-            self._fail(job, error)
+            await self._fail(job, error)
         except OSError:
             log.exception("job %s: its picture could not be written", job.id)
-            self._fail(job, JobFailed("the picture could not be written; the server's log says why"))
+            await self._fail(job, JobFailed("the picture could not be written; the server's log says why"))
         else:
             gathered.images[painted.index] = image
             gathered.timings = _added(gathered.timings, painted, seconds)
-            if len(gathered.images) == job.recipe.count:
-                self._leave(job.id)
-                queued = (job.started_at or job.created_at) - job.created_at
-                self._service.succeeded(
-                    job.id,
-                    images=tuple(gathered.images[index] for index in sorted(gathered.images)),
-                    timings=msgspec.structs.replace(gathered.timings, queue=queued),
-                )
+            if job.id not in self._in_engine:  # the job was ended while this was written
+                await self._drop(gathered)
+            elif len(gathered.images) == job.recipe.count:
+                await self._succeed(job, gathered)
+
+    async def _succeed(self, job: Job, gathered: Gathered) -> None:
+        queued = (job.started_at or job.created_at) - job.created_at
+        is_done = await self._service.succeeded(
+            job.id,
+            images=tuple(gathered.images[index] for index in sorted(gathered.images)),
+            timings=msgspec.structs.replace(gathered.timings, queue=queued),
+        )
+        if is_done:
+            gathered.images.clear()
+        await self._leave(job.id)
 
     def _keep(self, job: Job, painted: Painted) -> tuple[Image, float]:
         """In the codec pool: waits for the pixels there, so that neither the engine nor the loop has to."""
         return pictures.keep(self._files, painted.pixels.array(), job.recipe, job.id, painted.index)
 
-    def _fail(self, job: Job, error: DaguerreError) -> None:
+    async def _fail(self, job: Job, error: DaguerreError) -> None:
         self._engine.cancel(job.id, error)  # its other pictures, if any are still to come
-        self._leave(job.id)
         self._service.failed(job.id, error)
+        await self._leave(job.id)
 
-    def _leave(self, job_id: str) -> None:
-        self._in_engine.pop(job_id, None)
+    async def _leave(self, job_id: str) -> None:
+        """The engine has nothing more of this job; pictures of one that did not succeed are nobody's."""
+        gathered = self._in_engine.pop(job_id, None)
         if len(self._in_engine) < AHEAD:
             self._has_room.set()
+        if gathered is not None:
+            await self._drop(gathered)
+
+    async def _drop(self, gathered: Gathered) -> None:
+        names = [image.filename for image in gathered.images.values()]
+        if names:
+            await asyncio.get_running_loop().run_in_executor(self._codec, self._files.drop, names)
 
 
 def _added(timings: Timings, painted: Painted, png_seconds: float) -> Timings:

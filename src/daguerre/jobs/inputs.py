@@ -1,7 +1,9 @@
 """Owns the pictures that a recipe starts from: decoded with care, fitted to the recipe's size."""
 
 import base64
+import io
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +12,7 @@ from PIL import Image
 from daguerre import imaging
 from daguerre.errors import FieldError, InvalidRecipe
 from daguerre.recipe import Draft
+from daguerre.store.jobs import Pictures
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +26,21 @@ class Inputs:
         """Both in that size: the image [H, W, 3], the mask [H, W]."""
         mask = None if self.mask is None else imaging.as_mask(self.mask, size)
         return imaging.on_white(self.image, size), mask
+
+    def packed(self) -> Pictures:
+        """Both as files, to be kept until the job is done."""
+        return Pictures(_file(self.image), None if self.mask is None else _file(self.mask))
+
+    @classmethod
+    def unpacked(cls, pictures: Pictures) -> Self:
+        """What `packed` gave."""
+        return cls(imaging.decode(pictures.image), None if pictures.mask is None else imaging.decode(pictures.mask))
+
+
+def _file(image: Image.Image) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "PNG", compress_level=1)
+    return file.getvalue()
 
 
 def read(draft: Draft) -> Inputs | None:

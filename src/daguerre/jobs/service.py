@@ -2,20 +2,46 @@
 
 import asyncio
 import contextlib
+import logging
 import random
 import time
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 
 import msgspec
 
 from daguerre import recipe
 from daguerre.catalog import Catalog
-from daguerre.errors import DaguerreError, Draining, JobCancelled, JobTimeout, NotReady, QueueFull
+from daguerre.errors import (
+    DaguerreError,
+    DiskLow,
+    Draining,
+    JobCancelled,
+    JobNotFound,
+    JobTimeout,
+    KeyReused,
+    NotReady,
+    Poisoned,
+    QueueFull,
+    ResultExpired,
+    StorageFailed,
+)
 from daguerre.job import Failure, Job, Status, new_id
+from daguerre.jobs.forecast import Forecast, Place
 from daguerre.jobs.hub import Hub
 from daguerre.jobs.inputs import Inputs
 from daguerre.jobs.queue import Queue
+from daguerre.store.files import Files
+from daguerre.store.jobs import JobRows, Key
+
+log = logging.getLogger(__name__)
+
+#: Deaths of the process, while a job was being painted, after which it is taken to be their cause.
+ATTEMPTS = 3
+#: Seconds that an ended job's row outlives its result, to answer that it has expired.
+EPITAPH = 7 * 24 * 3600.0
+#: Seconds between two looks for rows to forget.
+SWEEP_EVERY = 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,41 +53,54 @@ class Timeouts:
     total: float
 
 
-class JobService:
-    """The jobs that this process knows. Used on the event loop only.
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What is refused: more jobs that wait than this, and any job while the disk has less room than this, in bytes."""
 
-    ``cancel_run`` is called for jobs that the engine already has: it stops them within one step.
+    queue: int
+    least_disk: int
+
+
+class JobService:
+    """The jobs that are unfinished or whose results are kept. Used on the event loop only.
+
+    What is in memory here is in the database, too: a job is accepted when its row is durable. ``cancel_run`` is called
+    for jobs that the engine already has: it stops them within one step.
     """
 
     def __init__(
         self,
         catalog: Catalog,
-        queue: Queue,
-        hub: Hub,
+        rows: JobRows,
+        files: Files,
         cancel_run: Callable[[str, DaguerreError], None],
         *,
-        queue_limit: int,
+        limits: Limits,
         timeouts: Timeouts,
         result_ttl: float,
     ) -> None:
         self.catalog = catalog
-        self.queue = queue
-        self.queue_limit = queue_limit
-        self._hub = hub
+        self.queue = Queue()
+        self.limits = limits
+        self._hub = Hub()
+        self._rows = rows
+        self._files = files
         self._cancel_run = cancel_run
         self._timeouts = timeouts
         self._result_ttl = result_ttl
         self._jobs: dict[str, Job] = {}
+        self._unfinished: dict[str, None] = {}  # ids, in the order in which they came
         self._inputs: dict[str, Inputs] = {}
         self._errors: dict[str, DaguerreError] = {}
+        self._keys: dict[tuple[str, str], tuple[str, str]] = {}  # client and name to digest and job's id
         self._deadlines: dict[str, asyncio.TimerHandle] = {}
-        self._seconds_per_job = 1.0
+        self._forecast = Forecast()
         self._refusal: DaguerreError | None = None
 
     @property
     def unfinished(self) -> list[Job]:
-        """Jobs that are waiting or running."""
-        return [job for job in self._jobs.values() if not job.status.is_final]
+        """Jobs that are waiting or running, the oldest first."""
+        return [self._jobs[job_id] for job_id in self._unfinished]
 
     def unfinished_of(self, client: str) -> list[Job]:
         """A client's jobs that are waiting or running, the oldest first."""
@@ -70,45 +109,128 @@ class JobService:
     @property
     def waiting(self) -> int:
         """How many jobs wait, whether the engine knows of them already or not."""
-        return sum(job.status is Status.QUEUED for job in self._jobs.values())
+        return sum(job.status is Status.QUEUED for job in self.unfinished)
 
     @property
     def running(self) -> int:
         """How many jobs the engine is working on."""
-        return sum(job.status is Status.RUNNING for job in self._jobs.values())
+        return sum(job.status is Status.RUNNING for job in self.unfinished)
 
     @property
     def refusal(self) -> DaguerreError | None:
         """Why new jobs are refused, if they are."""
+        if self._refusal is None and self._files.room() < self.limits.least_disk:
+            return DiskLow(retry_after=60.0)
         return self._refusal
 
     def refuse(self, reason: DaguerreError) -> None:
         """Takes no more jobs from now on."""
         self._refusal = self._refusal or reason
 
-    def submit(self, draft: recipe.Draft, inputs: Inputs | None = None, client: str = "") -> Job:
-        """Accepts a client's job and queues it.
+    async def recover(self) -> None:
+        """Takes up what the process before left: called once, before anything is submitted.
+
+        Unfinished jobs are queued again in their order. Those whose clients waited on a connection are ended, since
+        nobody is left to be told; so are those that were being painted when the process died, time after time.
+
+        Raises:
+            StorageFailed: the database cannot be read.
+        """
+        jobs = await self._rows.remembered(time.time() - self._result_ttl)
+        await asyncio.to_thread(self._files.drop_of, [job.id for job in jobs if not job.status.is_final])
+        for job in jobs:
+            self._jobs[job.id] = job
+            if job.status.is_final:
+                self._forget_later(job)
+                continue
+            self._unfinished[job.id] = None
+            if job.is_attached:
+                self.failed(job.id, JobCancelled("the server was restarted"))
+            elif job.attempts >= ATTEMPTS and job.status is Status.RUNNING:
+                self.failed(job.id, Poisoned())
+            else:
+                await self._resume(job)
+        self._keys = {(key.client, key.name): (key.digest, job_id) for key, job_id in await self._rows.keys()}
+        self._sweep()
+
+    async def _resume(self, job: Job) -> None:
+        pictures = await self._rows.pictures(job.id)
+        if pictures is not None:
+            self._inputs[job.id] = await asyncio.to_thread(Inputs.unpacked, pictures)
+        self._jobs[job.id] = msgspec.structs.replace(job, status=Status.QUEUED, started_at=None, step=0)
+        self.queue.put(job.id)
+        self._set_deadline(job.id, min(self._timeouts.wait, self._timeouts.total))
+
+    def _sweep(self) -> None:
+        """Forgets the rows whose epitaphs have stood long enough, now and from time to time."""
+        self._rows.drop(time.time() - self._result_ttl - EPITAPH)
+        asyncio.get_running_loop().call_later(SWEEP_EVERY, self._sweep)
+
+    async def submit(
+        self,
+        draft: recipe.Draft,
+        inputs: Inputs | None = None,
+        client: str = "",
+        key: Key | None = None,
+        *,
+        is_attached: bool = True,
+    ) -> Job:
+        """Accepts a client's job and queues it: when this returns, it is durable.
+
+        The same key and digest give the job that they gave before.
 
         Raises:
             InvalidRecipe: the model cannot do what is asked.
             ModelNotFound: there is no such model.
-            QueueFull, Draining, NotReady: not now.
+            KeyReused: the key has come with another request.
+            QueueFull, Draining, NotReady, DiskLow, StorageFailed: not now.
         """
-        if self._refusal is not None:
-            raise self._refusal
+        known = None if key is None else self._keys.get((key.client, key.name))
+        if key is not None and known is not None:
+            return await self._known(key.digest, *known)
+        job = self._made(draft, inputs, client, is_attached=is_attached)
+        self._jobs[job.id] = job
+        self._unfinished[job.id] = None
+        if key is not None:
+            self._keys[key.client, key.name] = (key.digest, job.id)
+        try:
+            pictures = None if inputs is None else await asyncio.to_thread(inputs.packed)
+            await self._rows.add(job, pictures, key)
+        except BaseException:
+            self._withdraw(job, key)
+            raise
+        if inputs is not None:
+            self._inputs[job.id] = inputs
+        if not self._jobs[job.id].status.is_final:  # else it was ended meanwhile
+            self.queue.put(job.id)
+            self._set_deadline(job.id, min(self._timeouts.wait, self._timeouts.total))
+        return self._jobs[job.id]
+
+    def _made(self, draft: recipe.Draft, inputs: Inputs | None, client: str, *, is_attached: bool) -> Job:
+        refusal = self.refusal
+        if refusal is not None:
+            raise refusal
         model = self.catalog.model(draft.model)
         seed = random.randrange(recipe.RANDOM_SEEDS)
         size = None if inputs is None else inputs.image.size
         whole = recipe.resolve(draft, model, seed, self.catalog.styles, size)
-        job = Job(id=new_id(), recipe=whole, created_at=time.time(), client=client)
-        if self.waiting >= self.queue_limit:
-            raise QueueFull(f"{self.queue_limit} jobs are waiting already", self._seconds_per_job)
-        if inputs is not None:
-            self._inputs[job.id] = inputs
-        self.queue.put(job.id)
-        self._jobs[job.id] = job
-        self._set_deadline(job.id, min(self._timeouts.wait, self._timeouts.total))
-        return job
+        if self.waiting >= self.limits.queue:
+            raise QueueFull(f"{self.limits.queue} jobs are waiting already", self._forecast.seconds_a_job)
+        return Job(id=new_id(), recipe=whole, created_at=time.time(), client=client, is_attached=is_attached)
+
+    async def _known(self, digest: str, known_digest: str, job_id: str) -> Job:
+        """The job that a key stands for. It may still be on its way to the disk."""
+        if digest != known_digest:
+            raise KeyReused
+        await self._rows.settled()
+        return await self.expect(job_id)
+
+    def _withdraw(self, job: Job, key: Key | None) -> None:
+        """A job that could not be written down was never there."""
+        self._jobs.pop(job.id)
+        self._unfinished.pop(job.id, None)
+        if key is not None:
+            self._keys.pop((key.client, key.name), None)
 
     def _set_deadline(self, job_id: str, seconds: float) -> None:
         if job_id in self._deadlines:
@@ -117,12 +239,42 @@ class JobService:
         self._deadlines[job_id] = loop.call_later(max(0.0, seconds), self.end, job_id, JobTimeout())
 
     def find(self, job_id: str) -> Job | None:
-        """The job's present state, while it is remembered."""
+        """The job's present state, while it is kept."""
         return self._jobs.get(job_id)
+
+    async def expect(self, job_id: str) -> Job:
+        """The job's present state.
+
+        Raises:
+            JobNotFound: there has never been one of that id, or long ago.
+            ResultExpired: its result is no longer kept.
+        """
+        job = self._jobs.get(job_id)
+        if job is not None:
+            return job
+        raise ResultExpired if await self._rows.is_known(job_id) else JobNotFound
+
+    def jobs_of(self, client: str) -> list[Job]:
+        """A client's jobs that are kept, the newest first: ids sort by their age."""
+        mine = [job for job in self._jobs.values() if job.client == client]
+        return sorted(mine, key=lambda job: job.id, reverse=True)
+
+    def place(self, job: Job) -> Place:
+        """Where an unfinished job stands, and how many seconds it is likely to take yet."""
+        return self._forecast.place(job, self.unfinished)
 
     def inputs(self, job_id: str) -> Inputs | None:
         """The pictures that an unfinished job starts from."""
         return self._inputs.get(job_id)
+
+    def error(self, job: Job) -> DaguerreError:
+        """Why a job has no pictures. What another process told of it is known by its words alone."""
+        kind = JobCancelled if job.status is Status.CANCELLED else DaguerreError
+        return self._errors.get(job.id) or kind(job.error.message if job.error is not None else None)
+
+    def follow(self, job: Job) -> "contextlib.aclosing[AsyncGenerator[Job, None]]":
+        """The job's present state, then each later one up to the final; a slow listener misses some between."""
+        return contextlib.aclosing(self._hub.follow(job))
 
     async def wait(self, job_id: str) -> Job:
         """Waits for a job's end.
@@ -130,7 +282,7 @@ class JobService:
         Raises:
             DaguerreError: why the job has no pictures, as it was when it ended.
         """
-        async with contextlib.aclosing(self._hub.follow(self._jobs[job_id])) as states:
+        async with self.follow(self._jobs[job_id]) as states:
             async for job in states:
                 if job.status is Status.SUCCEEDED:
                     return job
@@ -142,8 +294,7 @@ class JobService:
 
     def end(self, job_id: str, error: DaguerreError) -> bool:
         """Ends an unfinished job with this error: at once if it waits, within one step if it runs."""
-        job = self._jobs.get(job_id)
-        if job is None or job.status.is_final:
+        if job_id not in self._unfinished:
             return False
         if not self.queue.remove(job_id):
             self._cancel_run(job_id, error)
@@ -154,55 +305,105 @@ class JobService:
 
     def changed(self, job_id: str, **changes: object) -> Job | None:
         """A step forward; tells all who follow the job."""
-        job = self._jobs.get(job_id)
-        if job is None or job.status.is_final:
+        if job_id not in self._unfinished:
             return None
-        job = msgspec.structs.replace(job, **changes)
-        self._jobs[job_id] = job
+        before = self._jobs[job_id]
+        job = self._jobs[job_id] = msgspec.structs.replace(before, **changes)
+        if job.status is not before.status:
+            self._rows.put(job)
         if job.status.is_final:
-            self._deadlines.pop(job_id).cancel()
-            self._inputs.pop(job_id, None)
-            asyncio.get_running_loop().call_later(self._result_ttl, self._forget, job_id)
+            self._finished(job)
         self._hub.publish(job)
         return job
 
+    def _finished(self, job: Job) -> None:
+        del self._unfinished[job.id]
+        if job.id in self._deadlines:
+            self._deadlines.pop(job.id).cancel()
+        self._inputs.pop(job.id, None)
+        self._forget_later(job)
+
     def began(self, job_id: str) -> None:
         """The engine has begun to paint."""
+        job = self._jobs.get(job_id)
+        if job is None or job_id not in self._unfinished:
+            return
         now = time.time()
-        job = self.changed(job_id, status=Status.RUNNING, started_at=now)
-        if job is not None:
-            left = self._timeouts.total - (now - job.created_at)
-            self._set_deadline(job_id, min(self._timeouts.run, left))
+        self.changed(job_id, status=Status.RUNNING, started_at=now, attempts=job.attempts + 1)
+        self._set_deadline(job_id, min(self._timeouts.run, self._timeouts.total - (now - job.created_at)))
 
-    def succeeded(self, job_id: str, **changes: object) -> None:
-        """The pictures are written."""
-        job = self.changed(job_id, status=Status.SUCCEEDED, finished_at=time.time(), **changes)
-        if job is not None and job.finished_at is not None:
-            spent = job.finished_at - (job.started_at or job.created_at)
-            self._seconds_per_job = 0.8 * self._seconds_per_job + 0.2 * spent
+    async def succeeded(self, job_id: str, **changes: object) -> bool:
+        """The pictures are written. Those who wait are told once the row is, too; says whether the job is done."""
+        job = self._jobs.get(job_id)
+        if job is None or job_id not in self._unfinished:
+            return False
+        job = msgspec.structs.replace(job, status=Status.SUCCEEDED, finished_at=time.time(), **changes)
+        # A row that cannot be written costs nothing but painting the same picture again, should the process die.
+        with contextlib.suppress(StorageFailed):
+            await asyncio.wrap_future(self._rows.put(job))
+        if job_id not in self._unfinished:  # called off meanwhile, too late: what the row says now came last
+            return False
+        self._jobs[job_id] = job
+        self._forecast.done(job)
+        self._finished(job)
+        self._hub.publish(job)
+        return True
 
     def failed(self, job_id: str, error: DaguerreError) -> None:
         """The job ended without its pictures."""
+        if job_id not in self._unfinished:
+            return
         self._errors[job_id] = error
         status = Status.CANCELLED if isinstance(error, JobCancelled) else Status.FAILED
         self.changed(job_id, status=status, finished_at=time.time(), error=Failure(error.code, error.message))
+
+    def _forget_later(self, job: Job) -> None:
+        assert job.finished_at is not None
+        left = job.finished_at + self._result_ttl - time.time()
+        asyncio.get_running_loop().call_later(max(0.0, left), self._forget, job.id)
 
     def _forget(self, job_id: str) -> None:
         self._jobs.pop(job_id, None)
         self._errors.pop(job_id, None)
 
+    async def settled(self) -> None:
+        """Returns when all that was changed before is durable."""
+        with contextlib.suppress(StorageFailed):
+            await self._rows.settled()
+
     async def drain(self, grace: float) -> None:
-        """Takes no more jobs, lets those at hand finish for ``grace`` seconds, and ends the rest."""
+        """Takes no more jobs, lets those at hand finish for ``grace`` seconds, and ends the rest.
+
+        Jobs that nobody waits for on a connection are kept for the next process: they are not begun any more, and one
+        that does not finish in time is begun anew.
+        """
         self.refuse(Draining())
+        for job in self.unfinished:
+            if not job.is_attached and job.status is Status.QUEUED:
+                self._suspend(job)
         end_at = time.monotonic() + grace
         # Once in a process's life: an event would burden every job.
-        while self.unfinished and time.monotonic() < end_at:  # noqa: ASYNC110
+        while self._unfinished and time.monotonic() < end_at:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
         for job in self.unfinished:
-            self.end(job.id, Draining())
+            if job.is_attached:
+                self.end(job.id, Draining())
+            else:
+                self._suspend(job)
+        await self.settled()
+
+    def _suspend(self, job: Job) -> None:
+        """Leaves a job to the next process. That its painting was cut short is not held against it."""
+        if not self.queue.remove(job.id):
+            self._cancel_run(job.id, Draining())
+        attempts = job.attempts - (job.status is Status.RUNNING)
+        self._rows.put(msgspec.structs.replace(job, status=Status.QUEUED, started_at=None, step=0, attempts=attempts))
+        del self._unfinished[job.id]
+        self._deadlines.pop(job.id).cancel()
 
     def engine_died(self, error: NotReady) -> None:
-        """Nothing more can be painted by this process."""
+        """Nothing more can be painted by this process; what nobody waits for on a connection is left to the next."""
         self.refuse(error)
         for job in self.unfinished:
-            self.end(job.id, error)
+            if job.is_attached:
+                self.end(job.id, error)

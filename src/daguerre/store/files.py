@@ -4,7 +4,9 @@ import contextlib
 import errno
 import os
 import re
+import shutil
 import stat
+from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
 
@@ -16,6 +18,7 @@ EXTENSIONS: dict[Format, str] = {"png": "png", "jpeg": "jpg", "webp": "webp"}
 _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 _NOT_PLAIN = re.compile(r"[^A-Za-z0-9._-]+")
 _MODEL_LENGTH = 64
+_OF_JOB = re.compile(r"\d{8}_\d{6}_.+_([0-9a-f]{8})(?:_\d)?\.(?:png|jpg|webp)")
 _UNFINISHED = ".unfinished-"
 
 
@@ -38,8 +41,7 @@ class Files:
 
         Names sort by their time. The id's last eight digits are the random end of a UUIDv7.
         """
-        short_id = job_id.replace("-", "")[-8:]
-        parts = [f"{now:%Y%m%d_%H%M%S}", _NOT_PLAIN.sub("-", model)[:_MODEL_LENGTH], short_id]
+        parts = [f"{now:%Y%m%d_%H%M%S}", _NOT_PLAIN.sub("-", model)[:_MODEL_LENGTH], _short(job_id)]
         if index is not None:
             parts.append(str(index))
         return f"{'_'.join(parts)}.{EXTENSIONS[format]}"
@@ -80,10 +82,35 @@ class Files:
             return None
         return path if is_file else None
 
+    def drop(self, names: Iterable[str]) -> None:
+        """Removes pictures that nobody will be told of."""
+        for name in names:
+            path = self.find(name)
+            if path is not None:
+                path.unlink()
+
+    def drop_of(self, job_ids: Iterable[str]) -> None:
+        """Removes the pictures of jobs that a crash has cut short."""
+        short_ids = {_short(job_id) for job_id in job_ids}
+        if not short_ids:
+            return
+        for path in self._folder.iterdir():
+            found = _OF_JOB.fullmatch(path.name)
+            if found is not None and found[1] in short_ids:
+                path.unlink()
+
+    def room(self) -> int:
+        """Bytes that can still be written."""
+        return shutil.disk_usage(self._folder).free
+
     def sweep(self) -> None:
         """Removes the files that a crash left unfinished; only for a start, when nothing is being written."""
         for path in self._folder.glob(f"{_UNFINISHED}*"):
             path.unlink()
+
+
+def _short(job_id: str) -> str:
+    return job_id.replace("-", "")[-8:]
 
 
 def _write_all(descriptor: int, data: bytes) -> None:

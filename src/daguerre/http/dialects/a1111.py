@@ -20,7 +20,7 @@ from starlette.routing import BaseRoute, Route
 from daguerre import imaging, infotext, recipe
 from daguerre.errors import DaguerreError, FieldError, InvalidRecipe, JobCancelled, ModelNotFound
 from daguerre.http import problems, wire
-from daguerre.http.generate import client_of, paint, read_pictures
+from daguerre.http.exchange import client_of, paint, read_pictures
 from daguerre.http.state import State
 from daguerre.job import Job, Status
 from daguerre.jobs.inputs import Inputs, decoded, unwrapped
@@ -91,7 +91,7 @@ async def _fields(request: Request[State]) -> dict[str, Any]:
 
 async def _painted(request: Request[State], fields: Mapping[str, Any], inputs: Inputs | None) -> Response:
     draft = _draft(fields, inputs, _checkpoint(request, fields))
-    job = request.state["service"].submit(draft, inputs, client_of(request))
+    job = await request.state["service"].submit(draft, inputs, client_of(request))
     try:
         job = await paint(request, job)
     except JobCancelled:

@@ -1,0 +1,115 @@
+"""Owns what the routes of painting share: what comes in read, a job waited for, and what goes out of it."""
+
+import asyncio
+import hashlib
+import re
+from pathlib import Path
+
+import msgspec
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from daguerre.errors import JobCancelled, MalformedBody
+from daguerre.http import wire
+from daguerre.http.state import State
+from daguerre.job import Job
+from daguerre.jobs.inputs import Inputs, read
+from daguerre.recipe import Draft
+from daguerre.store.jobs import Key
+
+#: Bodies above this are parsed off the event loop.
+LARGE_BODY = 64 * 1024
+
+_KEY = re.compile(r"[\x21-\x7e]{1,255}")
+
+
+def client_of(request: Request[State]) -> str:
+    """Who asks: as long as nobody has to say a name, the address."""
+    return request.client.host if request.client is not None else ""
+
+
+async def read_draft(request: Request[State]) -> Draft:
+    """The recipe in a request's body."""
+    body = await request.body()
+    content_type = request.headers.get("content-type", "")
+    if len(body) <= LARGE_BODY:
+        return wire.read_draft(content_type, body)
+    loop = asyncio.get_running_loop()
+    return await loop.run_in_executor(request.state["codec"], wire.read_draft, content_type, body)
+
+
+async def read_inputs(request: Request[State], draft: Draft) -> Inputs | None:
+    """The pictures that the recipe starts from."""
+    if draft.image is None:
+        return None
+    return await asyncio.get_running_loop().run_in_executor(request.state["codec"], read, draft)
+
+
+async def submit_detached(request: Request[State], draft: Draft, inputs: Inputs | None) -> Job:
+    """Accepts a job that nobody waits for on a connection; when this returns, it is durable."""
+    client = client_of(request)
+    key = _key(request, client, await request.body())
+    return await request.state["service"].submit(draft, inputs, client, key, is_attached=False)
+
+
+def _key(request: Request[State], client: str, body: bytes) -> Key | None:
+    """The client's Idempotency-Key, if it sent one; the digest is of the body that it came with."""
+    name = request.headers.get("idempotency-key")
+    if name is None:
+        return None
+    if not _KEY.fullmatch(name):
+        raise MalformedBody("Idempotency-Key must be 1 to 255 printable ASCII characters")
+    return Key(client, name, hashlib.sha256(body).hexdigest())
+
+
+async def paint(request: Request[State], job: Job) -> Job:
+    """Waits for the job; a client that goes away meanwhile cancels it."""
+    service = request.state["service"]
+    waiting = asyncio.ensure_future(service.wait(job.id))
+    leaving = asyncio.ensure_future(_gone(request))
+    try:
+        await asyncio.wait((waiting, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if waiting.done():
+            return waiting.result()
+        raise JobCancelled("the client went away")
+    finally:
+        service.cancel(job.id)  # of a finished job this is nothing
+        for task in (waiting, leaving):
+            task.cancel()
+        await asyncio.gather(waiting, leaving, return_exceptions=True)
+
+
+async def _gone(request: Request[State]) -> None:
+    """Returns when the client has closed the connection. The body has been read, so nothing else can come."""
+    try:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+    except ClientDisconnect:
+        pass
+
+
+async def read_pictures(request: Request[State], job: Job) -> list[bytes]:
+    """The files of a job that has succeeded."""
+    paths = [request.state["files"].find(image.filename) for image in job.images]
+    found = [path for path in paths if path is not None]
+    return await asyncio.get_running_loop().run_in_executor(request.state["codec"], _read, found)
+
+
+def _read(paths: list[Path]) -> list[bytes]:
+    return [path.read_bytes() for path in paths]
+
+
+def accepted(job: Job, request: Request[State], headers: dict[str, str] | None = None) -> Response:
+    """202: where the job can be asked for."""
+    return job_json(request, job, 202, {"location": f"/v1/jobs/{job.id}", **(headers or {})})
+
+
+def job_as_seen(request: Request[State], job: Job) -> wire.WireJob:
+    """A job as its clients see it now."""
+    return wire.wire_job(job, [], None if job.status.is_final else request.state["service"].place(job))
+
+
+def job_json(request: Request[State], job: Job, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    """The answer that is a job."""
+    headers = {"cache-control": "no-store", "x-job-id": job.id, **(headers or {})}
+    return Response(msgspec.json.encode(job_as_seen(request, job)), status, headers, "application/json")

@@ -1,0 +1,155 @@
+"""Owns the queued routes: submit now, ask later. A client sees its own jobs; whoever knows an id may ask for it."""
+
+import asyncio
+import math
+from typing import Any
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+
+from daguerre.errors import FieldError, InvalidRecipe, NoPicture, ResultExpired
+from daguerre.http import wire
+from daguerre.http.exchange import (
+    accepted,
+    client_of,
+    job_as_seen,
+    job_json,
+    read_draft,
+    read_inputs,
+    submit_detached,
+)
+from daguerre.http.state import State
+from daguerre.imaging import media_type
+from daguerre.job import Job, Status
+
+#: Jobs of one page, if the client does not say, and at most.
+PAGE, MAX_PAGE = 50, 200
+
+#: What clients of the older task API call our states.
+TASK_STATES = {
+    Status.QUEUED: "PENDING",
+    Status.RUNNING: "PROGRESS",
+    Status.SUCCEEDED: "SUCCESS",
+    Status.FAILED: "FAILURE",
+    Status.CANCELLED: "FAILURE",
+}
+
+
+async def submit(request: Request[State]) -> Response:
+    """``POST /v1/jobs``, ``POST /generate/queue``: 202 once the job is durable."""
+    draft = await read_draft(request)
+    return accepted(await submit_detached(request, draft, await read_inputs(request, draft)), request)
+
+
+async def job(request: Request[State]) -> Response:
+    """``GET /v1/jobs/{id}``, ``GET /queue/status/{id}``: the job as it stands."""
+    found = await request.state["service"].expect(request.path_params["id"])
+    return job_json(request, found)
+
+
+async def jobs(request: Request[State]) -> Response:
+    """``GET /v1/jobs``: the caller's jobs, the newest first, a page at a time."""
+    status, limit = request.query_params.get("status"), _limit(request)
+    if status is not None and status not in set(Status):
+        raise InvalidRecipe([FieldError("status", f"must be one of {', '.join(Status)}")])
+    cursor = request.query_params.get("cursor")
+    found = [
+        job
+        for job in request.state["service"].jobs_of(client_of(request))
+        if (status is None or job.status == status) and (cursor is None or job.id < cursor)
+    ]
+    page, rest = found[:limit], found[limit:]
+    body = {"data": [job_as_seen(request, job) for job in page], "next_cursor": page[-1].id if rest else None}
+    return Response(msgspec.json.encode(body), media_type="application/json")
+
+
+def _limit(request: Request[State]) -> int:
+    text = request.query_params.get("limit", str(PAGE))
+    if not (text.isascii() and text.isdigit() and len(text) < 6 and 1 <= int(text) <= MAX_PAGE):
+        raise InvalidRecipe([FieldError("limit", f"must be a whole number from 1 to {MAX_PAGE}")])
+    return int(text)
+
+
+async def result(request: Request[State]) -> Response:
+    """``GET /v1/jobs/{id}/result``, ``GET /result/{id}``: the picture; 202 while there is none yet."""
+    service = request.state["service"]
+    found = await service.expect(request.path_params["id"])
+    if not found.status.is_final:
+        wait = max(1, math.ceil(min(60.0, service.place(found).eta)))
+        return job_json(request, found, 202, {"retry-after": str(wait)})
+    if found.status is not Status.SUCCEEDED:
+        raise NoPicture(service.error(found))
+    image = found.images[_index(request, found)]
+    path = request.state["files"].find(image.filename)
+    if path is None:
+        raise ResultExpired("the picture's file has been removed")
+    data = await asyncio.get_running_loop().run_in_executor(request.state["codec"], path.read_bytes)
+    headers = wire.generation_headers(found) | {"x-seed": str(image.seed)}
+    return Response(data, headers=headers, media_type=media_type(found.recipe.format))
+
+
+def _index(request: Request[State], job: Job) -> int:
+    text = request.query_params.get("index", "0")
+    if not (text.isascii() and text.isdigit() and len(text) < 3 and int(text) < len(job.images)):
+        raise InvalidRecipe([FieldError("index", f"must be a whole number from 0 to {len(job.images) - 1}")])
+    return int(text)
+
+
+async def cancel(request: Request[State]) -> Response:
+    """``DELETE /v1/jobs/{id}``, ``POST /v1/jobs/{id}/cancel``: a running job stops within one step."""
+    service = request.state["service"]
+    found = await service.expect(request.path_params["id"])
+    is_cancelled = service.cancel(found.id)
+    await service.settled()
+    return Response(msgspec.json.encode({"cancelled": is_cancelled}), media_type="application/json")
+
+
+async def queue_status(request: Request[State]) -> Response:
+    """``GET /queue/status``: how much there is to do; of the jobs only the caller's own."""
+    service = request.state["service"]
+    unfinished, mine = service.unfinished, service.unfinished_of(client_of(request))
+    body = {
+        "size": service.waiting,
+        "running": service.running,
+        "limit": service.limits.queue,
+        "eta_s": round(service.place(unfinished[-1]).eta, 1) if unfinished else 0.0,
+        "jobs": [{"id": job.id, "status": job.status, "position": service.place(job).position} for job in mine],
+    }
+    return Response(msgspec.json.encode(body), media_type="application/json", headers={"cache-control": "no-store"})
+
+
+async def task(request: Request[State]) -> Response:
+    """``GET /status/{id}``: the job as clients of the older task API know it."""
+    found = await request.state["service"].expect(request.path_params["id"])
+    body: dict[str, Any] = {"task_id": found.id, "state": TASK_STATES[found.status], "result": None}
+    if found.status is Status.SUCCEEDED:
+        body["result"] = {"job_id": found.id, "images": [f"/outputs/{image.filename}" for image in found.images]}
+    elif found.status is Status.RUNNING:
+        body["meta"] = {"current": found.step, "total": found.steps}
+    elif found.error is not None:
+        body["error"] = found.error.message
+    return Response(msgspec.json.encode(body), media_type="application/json", headers={"cache-control": "no-store"})
+
+
+ROUTES: list[BaseRoute] = [
+    Route("/generate/queue", submit, methods=["POST"]),
+    Route("/queue/status", queue_status),
+    Route("/queue/status/{id}", job),
+    Route("/result/{id}", result),
+    Route("/image/{id}", result),
+    Route("/status/{id}", task),
+    *(
+        route
+        for root in ("/v1", "/api/v1")
+        for route in (
+            Route(f"{root}/jobs", submit, methods=["POST"]),
+            Route(f"{root}/jobs", jobs),
+            Route(f"{root}/jobs/{{id}}", job),
+            Route(f"{root}/jobs/{{id}}", cancel, methods=["DELETE"]),
+            Route(f"{root}/jobs/{{id}}/cancel", cancel, methods=["POST"]),
+            Route(f"{root}/jobs/{{id}}/result", result),
+        )
+    ),
+]

@@ -1,0 +1,139 @@
+"""Owns the database: one SQLite file, one thread that writes to it, and its migrations.
+
+A write is durable when its future is done: WAL with ``synchronous=FULL`` syncs the log at every commit. Those that wait
+at the same moment share one commit, so that a disk which syncs slowly does not bound how many jobs are accepted.
+"""
+
+import asyncio
+import logging
+import sqlite3
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from importlib import resources
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import Any, TypeVar
+
+from daguerre.errors import StorageFailed
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Change = Callable[[sqlite3.Connection], T]
+
+#: Writes that share a commit at most.
+MOST = 256
+
+
+class Database:
+    """The file is made, and brought up to date, when this is.
+
+    Raises:
+        StorageFailed: it cannot be opened, or comes from a newer Daguerre.
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+            for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=5000"):
+                self._connection.execute(f"PRAGMA {pragma}")
+            _migrate(self._connection, path)
+        except (sqlite3.Error, OSError) as error:
+            raise StorageFailed(f"{path.name} cannot be opened: {error}") from None
+        self._is_open = True
+        self._waiting: SimpleQueue[tuple[Change[Any], Future[Any]] | None] = SimpleQueue()
+        self._thread = threading.Thread(target=self._write_for_ever, name="daguerre-writer", daemon=True)
+        self._thread.start()
+
+    async def write(self, change: Change[T]) -> T:
+        """Makes a change and gives what it gave, once that is durable.
+
+        Raises:
+            StorageFailed: it was not made.
+        """
+        return await asyncio.wrap_future(self.post(change))
+
+    def post(self, change: Change[T]) -> "Future[T]":
+        """The same without waiting. Changes are made in the order in which they are posted."""
+        done: Future[T] = Future()
+        if self._is_open:
+            self._waiting.put((change, done))
+        else:
+            done.set_exception(StorageFailed("the server has ended"))
+        return done
+
+    def close(self) -> None:
+        """Makes the changes that wait, and closes the file."""
+        self._is_open = False
+        self._waiting.put(None)
+        self._thread.join()
+        self._connection.close()
+
+    # Everything below runs on the writer thread.
+
+    def _write_for_ever(self) -> None:
+        is_open = True
+        while is_open:
+            batch = [self._waiting.get()]
+            while len(batch) < MOST:
+                try:
+                    batch.append(self._waiting.get_nowait())
+                except Empty:
+                    break
+            is_open = None not in batch
+            self._commit([item for item in batch if item is not None])
+
+    def _commit(self, batch: list[tuple[Change[Any], "Future[Any]"]]) -> None:
+        made: list[tuple[Future[Any], Any]] = []
+        try:
+            self._connection.execute("BEGIN IMMEDIATE")
+            for change, done in batch:
+                found = self._made(change, done)
+                if not done.done():
+                    made.append((done, found))
+            self._connection.execute("COMMIT")
+        except sqlite3.Error as error:
+            log.error("the database could not be written: %s", error)  # noqa: TRY400 - its frames say nothing
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+            for _, done in batch:
+                if not done.done():
+                    done.set_exception(StorageFailed())
+            return
+        for done, found in made:
+            done.set_result(found)
+
+    def _made(self, change: Change[T], done: "Future[T]") -> T | None:
+        """One change; one that fails is undone alone."""
+        self._connection.execute("SAVEPOINT one")
+        try:
+            found = change(self._connection)
+        except sqlite3.Error as error:
+            if not self._connection.in_transaction:  # a full disk has ended all of it
+                raise
+            log.error("a change of the database failed: %s", error)  # noqa: TRY400
+            self._connection.execute("ROLLBACK TO one")
+            done.set_exception(StorageFailed())
+            found = None
+        self._connection.execute("RELEASE one")
+        return found
+
+
+def _migrate(connection: sqlite3.Connection, path: Path) -> None:
+    """Brings the file up to date, step by step, each in a transaction; a copy of what was there is made first."""
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    steps = sorted(
+        file
+        for file in resources.files("daguerre.store").joinpath("migrations").iterdir()
+        if file.name.endswith(".sql")
+    )  # type: ignore[type-var]
+    if version > len(steps):
+        raise StorageFailed(f"{path.name} was written by a newer Daguerre")
+    if 0 < version < len(steps):
+        with sqlite3.connect(path.with_suffix(f".before-{len(steps)}.db")) as copy:
+            connection.backup(copy)
+        copy.close()
+    for number, step in enumerate(steps[version:], version + 1):
+        connection.executescript(f"BEGIN; {step.read_text()}; PRAGMA user_version = {number}; COMMIT;")

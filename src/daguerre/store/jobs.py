@@ -1,0 +1,111 @@
+"""Owns the rows of jobs: what is durable of them, and what a new process finds."""
+
+import sqlite3
+from collections.abc import Iterator
+from concurrent.futures import Future
+from typing import NamedTuple
+
+import msgspec
+
+from daguerre.job import Job
+from daguerre.store.db import Database
+
+
+class Key(NamedTuple):
+    """A client's Idempotency-Key, and the digest of the request that it came with."""
+
+    client: str
+    name: str
+    digest: str
+
+
+class Pictures(NamedTuple):
+    """The files that a job starts from."""
+
+    image: bytes
+    mask: bytes | None
+
+
+class JobRows:
+    """The jobs of one database. A change made by one call is there as a whole or not at all."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def add(self, job: Job, pictures: Pictures | None, key: Key | None) -> None:
+        """A new job; it is durable when this returns.
+
+        Raises:
+            StorageFailed: it is not there.
+        """
+
+        def change(connection: sqlite3.Connection) -> None:
+            connection.execute("INSERT INTO jobs VALUES (?, ?, ?, ?)", _row(job))
+            if pictures is not None:
+                connection.execute("INSERT INTO inputs VALUES (?, ?, ?)", (job.id, *pictures))
+            if key is not None:
+                connection.execute("INSERT INTO keys VALUES (?, ?, ?, ?)", (*key, job.id))
+
+        await self._database.write(change)
+
+    def put(self, job: Job) -> "Future[None]":
+        """A job's new state. The pictures that a finished one started from are no longer needed."""
+
+        def change(connection: sqlite3.Connection) -> None:
+            job_id, *rest = _row(job)
+            connection.execute("UPDATE jobs SET status = ?, finished_at = ?, body = ? WHERE id = ?", (*rest, job_id))
+            if job.status.is_final:
+                connection.execute("DELETE FROM inputs WHERE job_id = ?", (job_id,))
+
+        return self._database.post(change)
+
+    async def settled(self) -> None:
+        """Returns when everything that was asked for before is durable, or has failed."""
+        await self._database.write(lambda _: None)
+
+    async def pictures(self, job_id: str) -> Pictures | None:
+        """The files that an unfinished job starts from, if it does."""
+        found = await self._database.write(
+            lambda connection: connection.execute(
+                "SELECT image, mask FROM inputs WHERE job_id = ?", (job_id,)
+            ).fetchone()
+        )
+        return None if found is None else Pictures(*found)
+
+    async def remembered(self, since: float) -> list[Job]:
+        """The unfinished jobs and those that ended since that moment, in the order in which they came."""
+
+        def change(connection: sqlite3.Connection) -> list[bytes]:
+            query = "SELECT body FROM jobs WHERE finished_at IS NULL OR finished_at >= ? ORDER BY id"
+            return [body for (body,) in connection.execute(query, (since,))]
+
+        return list(_jobs(await self._database.write(change)))
+
+    async def keys(self) -> list[tuple[Key, str]]:
+        """Every key that is known, with the id of its job."""
+        rows = await self._database.write(lambda connection: connection.execute("SELECT * FROM keys").fetchall())
+        return [(Key(*key), job_id) for *key, job_id in rows]
+
+    async def is_known(self, job_id: str) -> bool:
+        """Whether there has been a job of that id, even if its result is no longer kept."""
+        query = "SELECT 1 FROM jobs WHERE id = ?"
+        return (
+            await self._database.write(lambda connection: connection.execute(query, (job_id,)).fetchone()) is not None
+        )
+
+    def drop(self, before: float) -> "Future[None]":
+        """Forgets the jobs that ended before that moment, and their keys."""
+
+        def change(connection: sqlite3.Connection) -> None:
+            connection.execute("DELETE FROM jobs WHERE finished_at < ?", (before,))
+
+        return self._database.post(change)
+
+
+def _row(job: Job) -> tuple[str, str, float | None, bytes]:
+    return job.id, job.status.value, job.finished_at, msgspec.json.encode(job)
+
+
+def _jobs(bodies: list[bytes]) -> Iterator[Job]:
+    for body in bodies:
+        yield msgspec.json.decode(body, type=Job)

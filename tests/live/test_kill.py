@@ -1,0 +1,93 @@
+"""``kill -9`` at random moments while clients submit: nothing accepted is lost, doubled, or left over as a file."""
+
+import random
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from server import serving
+
+SEEDS = range(6)
+
+
+def _submit(client: httpx.Client, seed: int) -> str | None:
+    """A job's id if it was accepted; a client whose server died does not know."""
+    fields = {"prompt": f"lake {seed}", "width": 64, "height": 64, "steps": 2, "seed": seed % len(SEEDS)}
+    try:
+        answer = client.post("/v1/jobs", json=fields)
+    except httpx.TransportError:
+        return None
+    assert answer.status_code == 202
+    return str(answer.json()["id"])
+
+
+def _finish(client: httpx.Client, job_id: str) -> dict[str, Any]:
+    end = time.monotonic() + 90
+    while time.monotonic() < end:
+        job: dict[str, Any] = client.get(f"/v1/jobs/{job_id}").json()
+        if job["finished_at"] is not None:
+            return job
+        time.sleep(0.05)
+    raise AssertionError(job)
+
+
+def _play(folder: Path, kills: int, seed: int) -> None:
+    """Kills a server again and again, and then sees that one which lives makes everything good."""
+    chance, outputs, accepted = random.Random(seed), folder / "outputs", []
+    for _ in range(kills):
+        with serving(outputs) as live, live.ask() as client:
+            end = time.monotonic() + chance.uniform(0.2, 9.0)
+            while time.monotonic() < end:
+                accepted.append(_submit(client, chance.randrange(10**6)))
+                time.sleep(chance.uniform(0, 0.3))
+            live.process.kill()
+            live.process.wait()
+            accepted += [_submit(client, 1)]  # to nobody
+    ids = [job_id for job_id in accepted if job_id is not None]
+    with serving(outputs, queue_limit="10000") as live, live.ask() as client:
+        jobs = [_finish(client, job_id) for job_id in ids]
+        # Those that were accepted a moment before a kill, and of whom no client knows.
+        for job in _all(client):
+            _finish(client, job["id"])
+        assert {job["status"] for job in jobs} == {"succeeded"}
+        assert max(job["attempts"] for job in jobs) <= 1 + kills
+        bytes_of: dict[tuple[str, int], set[str]] = {}
+        for job in jobs:
+            bytes_of.setdefault((job["recipe"]["prompt"], job["recipe"]["seed"]), set()).add(job["images"][0]["sha256"])
+        assert all(len(hashes) == 1 for hashes in bytes_of.values())
+        again = client.post("/generate", json=_recipe(jobs[0])).headers["x-job-id"]
+        assert client.get(f"/v1/jobs/{again}").json()["images"][0]["sha256"] == jobs[0]["images"][0]["sha256"]
+        files = [path.name for path in outputs.iterdir()]
+        told = {image["filename"] for job in _all(client) for image in job["images"]}
+        assert sorted(files) == sorted(told)
+        assert all(re.fullmatch(r"\d{8}_\d{6}_demo-xl_[0-9a-f]{8}\.png", name) for name in files)
+
+
+def _all(client: httpx.Client) -> list[dict[str, Any]]:
+    """Every job that the server knows of this client."""
+    page = client.get("/v1/jobs", params={"limit": 200}).json()
+    found: list[dict[str, Any]] = page["data"]
+    while page["next_cursor"]:
+        page = client.get("/v1/jobs", params={"limit": 200, "cursor": page["next_cursor"]}).json()
+        found += page["data"]
+    return found
+
+
+def _recipe(job: dict[str, Any]) -> dict[str, Any]:
+    return {name: job["recipe"][name] for name in ("prompt", "width", "height", "steps", "seed")}
+
+
+def test_kills(tmp_path: Path) -> None:
+    """A few times."""
+    _play(tmp_path, kills=3, seed=1)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(2, 12))
+def test_many_kills(tmp_path: Path, seed: int) -> None:
+    """Many times."""
+    _play(tmp_path, kills=20, seed=seed)
