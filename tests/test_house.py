@@ -66,7 +66,10 @@ def test_every_file_has_its_sentence() -> None:
 
 
 def test_broad_excepts_stand_at_the_boundaries_only() -> None:
-    """``except Exception``: around a run, its second decode, its unwinding, a forward, a model made ready, threads."""
+    """``except Exception``: around a run, its second decode, its unwinding, a forward, a model made ready, threads.
+
+    ``BaseException``: where something half written is taken back.
+    """
     found = [
         (path.name, node.lineno)
         for path in SOURCES
@@ -74,7 +77,7 @@ def test_broad_excepts_stand_at_the_boundaries_only() -> None:
         if isinstance(node, ast.ExceptHandler)
         and (node.type is None or (isinstance(node.type, ast.Name) and node.type.id in ("Exception", "BaseException")))
     ]
-    allowed = {"engine.py": 5, "residency.py": 2, "files.py": 1}
+    allowed = {"engine.py": 5, "residency.py": 2, "files.py": 1, "service.py": 1}
     for name in {name for name, _ in found}:
         assert sum(place == name for place, _ in found) <= allowed.get(name, 0), found
 

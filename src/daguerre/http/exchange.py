@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import msgspec
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import ClientDisconnect, HTTPConnection, Request
 from starlette.responses import Response
 
 from daguerre.errors import JobCancelled, MalformedBody
@@ -23,9 +23,9 @@ LARGE_BODY = 64 * 1024
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
 
 
-def client_of(request: Request[State]) -> str:
+def client_of(connection: HTTPConnection[State]) -> str:
     """Who asks: as long as nobody has to say a name, the address."""
-    return request.client.host if request.client is not None else ""
+    return connection.client.host if connection.client is not None else ""
 
 
 async def read_draft(request: Request[State]) -> Draft:
@@ -38,11 +38,11 @@ async def read_draft(request: Request[State]) -> Draft:
     return await loop.run_in_executor(request.state["codec"], wire.read_draft, content_type, body)
 
 
-async def read_inputs(request: Request[State], draft: Draft) -> Inputs | None:
+async def read_inputs(connection: HTTPConnection[State], draft: Draft) -> Inputs | None:
     """The pictures that the recipe starts from."""
     if draft.image is None:
         return None
-    return await asyncio.get_running_loop().run_in_executor(request.state["codec"], read, draft)
+    return await asyncio.get_running_loop().run_in_executor(connection.state["codec"], read, draft)
 
 
 async def submit_detached(request: Request[State], draft: Draft, inputs: Inputs | None) -> Job:
@@ -88,11 +88,11 @@ async def _gone(request: Request[State]) -> None:
         pass
 
 
-async def read_pictures(request: Request[State], job: Job) -> list[bytes]:
+async def read_pictures(connection: HTTPConnection[State], job: Job) -> list[bytes]:
     """The files of a job that has succeeded."""
-    paths = [request.state["files"].find(image.filename) for image in job.images]
+    paths = [connection.state["files"].find(image.filename) for image in job.images]
     found = [path for path in paths if path is not None]
-    return await asyncio.get_running_loop().run_in_executor(request.state["codec"], _read, found)
+    return await asyncio.get_running_loop().run_in_executor(connection.state["codec"], _read, found)
 
 
 def _read(paths: list[Path]) -> list[bytes]:

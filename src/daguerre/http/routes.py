@@ -6,7 +6,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from daguerre.http import jobs
+from daguerre.http import jobs, stream
 from daguerre.http.dialects import a1111, a1111_lists, openai
 from daguerre.http.generate import generate, img2img, inpaint, txt2img
 from daguerre.http.images import output
@@ -23,6 +23,7 @@ def _everywhere(name: str, endpoint: Callable[[Request[State]], Awaitable[Respon
 ROUTES: list[BaseRoute] = [
     Route("/generate", generate, methods=["POST"]),
     *jobs.ROUTES,
+    *stream.ROUTES,
     *_everywhere("txt2img", txt2img),
     *_everywhere("img2img", img2img),
     *_everywhere("inpaint", inpaint),

@@ -27,7 +27,7 @@ def read_draft(content_type: str, body: bytes) -> Draft:
 
 
 def read_object(content_type: str, body: bytes) -> dict[str, Any]:
-    """A JSON object, more strictly than the standard library reads it: UTF-8 only, each key once, no NaN.
+    """The JSON object in a request's body.
 
     Raises:
         UnsupportedMediaType, MalformedBody
@@ -35,6 +35,15 @@ def read_object(content_type: str, body: bytes) -> dict[str, Any]:
     # A browser sends other sites' forms without asking, but never as JSON: this check is also the one against CSRF.
     if content_type.split(";")[0].strip().lower() != "application/json":
         raise UnsupportedMediaType
+    return parse_object(body)
+
+
+def parse_object(body: bytes) -> dict[str, Any]:
+    """A JSON object, more strictly than the standard library reads it: UTF-8 only, each key once, no NaN.
+
+    Raises:
+        MalformedBody
+    """
     try:
         text = body.decode("utf-8")
         value = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse_constant, parse_int=_bounded_int)

@@ -1,0 +1,235 @@
+"""Owns the streams: a job followed as it happens, over a WebSocket or as server-sent events."""
+
+import asyncio
+import base64
+from collections.abc import AsyncIterator
+from typing import Any
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import BaseRoute, Route, WebSocketRoute
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from daguerre.errors import DaguerreError, InvalidRecipe, MalformedBody
+from daguerre.http import wire
+from daguerre.http.exchange import LARGE_BODY, client_of, read_inputs, read_pictures
+from daguerre.http.state import State
+from daguerre.job import Job, Status
+from daguerre.recipe import Draft, parse
+
+#: Seconds that a reader may take for one message before it is given up.
+STUCK = 10.0
+#: Seconds without news after which a sign of life is sent to whoever follows by server-sent events.
+QUIET = 15.0
+#: Close codes of WebSockets (RFC 6455): all is said; what came was wrong.
+NORMAL, POLICY = 1000, 1008
+
+#: What a recipe frame may say beside its recipe.
+FRAME_FIELDS = ("binary", "detach")
+
+
+async def paint(socket: WebSocket[State]) -> None:
+    """``WS /stream/generate/txt2img``, ``/v1/stream``: the first frame is a recipe; then what becomes of it.
+
+    ``binary`` has the picture in a frame of its own; with ``detach`` the job goes on when the socket is closed.
+    """
+    if not await _accept(socket):
+        return
+    try:
+        job, is_binary, is_detached = await _begin(socket)
+    except DaguerreError as error:
+        await _send(socket, {"type": "failed", "id": None, "error": _told(error)})
+        await socket.close(POLICY)
+        return
+    except (WebSocketDisconnect, TimeoutError):
+        return
+    try:
+        await _follow(socket, job, is_binary=is_binary)
+    finally:
+        if not is_detached:
+            socket.state["service"].cancel(job.id)  # of a finished job this is nothing
+
+
+async def follow(socket: WebSocket[State]) -> None:
+    """``WS /v1/jobs/{id}/events``: a job that exists, from its present state on. Closing the socket changes nothing."""
+    if not await _accept(socket):
+        return
+    try:
+        job = await socket.state["service"].expect(socket.path_params["id"])
+    except DaguerreError as error:
+        await _send(socket, {"type": "failed", "id": None, "error": _told(error)})
+        await socket.close(POLICY)
+        return
+    await _follow(socket, job, is_binary=False)
+
+
+async def _accept(socket: WebSocket[State]) -> bool:
+    """Opens the socket, unless a page of another site asks: browsers let any page open sockets to anywhere."""
+    origin = socket.headers.get("origin")
+    if origin is not None and origin.split("://")[-1] != socket.headers.get("host"):
+        await socket.close(POLICY)
+        return False
+    await socket.accept()
+    return True
+
+
+async def _begin(socket: WebSocket[State]) -> tuple[Job, bool, bool]:
+    """Submits the recipe in the first frame."""
+    async with asyncio.timeout(socket.state["settings"].receive_timeout):
+        message = await socket.receive()
+    if message["type"] == "websocket.disconnect":
+        raise WebSocketDisconnect
+    text = message.get("text")
+    if text is None:
+        raise MalformedBody("the first frame must be text: the recipe as JSON")
+    codec, loop = socket.state["codec"], asyncio.get_running_loop()
+    body = text.encode("utf-8", "surrogatepass")
+    is_small = len(body) <= LARGE_BODY
+    fields = wire.parse_object(body) if is_small else await loop.run_in_executor(codec, wire.parse_object, body)
+    flags = {name: fields.pop(name, False) for name in FRAME_FIELDS}
+    draft: Draft = parse(fields)
+    inputs = await read_inputs(socket, draft)
+    is_detached = flags["detach"] is True
+    job = await socket.state["service"].submit(draft, inputs, client_of(socket), is_attached=not is_detached)
+    await _send(socket, {"type": "accepted", "job": wire.wire_job(job, [], socket.state["service"].place(job))})
+    return job, flags["binary"] is True, is_detached
+
+
+async def _follow(socket: WebSocket[State], job: Job, *, is_binary: bool) -> None:
+    """Tells a job's states until the last one is told, the client has gone, or takes too long to read."""
+    telling = asyncio.ensure_future(_tell(socket, job, is_binary=is_binary))
+    listening = asyncio.ensure_future(_listen(socket, job))
+    try:
+        await asyncio.wait((telling, listening), return_when=asyncio.FIRST_COMPLETED)
+        if telling.done() and telling.exception() is None:
+            await socket.close(NORMAL)
+    except (RuntimeError, WebSocketDisconnect):
+        pass  # closed from the other side meanwhile
+    finally:
+        for task in (telling, listening):
+            task.cancel()
+        await asyncio.gather(telling, listening, return_exceptions=True)
+
+
+async def _tell(socket: WebSocket[State], job: Job, *, is_binary: bool) -> None:
+    service = socket.state["service"]
+    async with service.follow(service.find(job.id) or job) as states:
+        async for state in states:
+            if state.status is Status.SUCCEEDED:
+                await _complete(socket, state, is_binary=is_binary)
+            else:
+                await _send(socket, _event(socket, state))
+
+
+async def _complete(socket: WebSocket[State], job: Job, *, is_binary: bool) -> None:
+    pictures = await read_pictures(socket, job)
+    event: dict[str, Any] = {"type": "completed", "id": job.id, "job": wire.wire_job(job, [])}
+    if not is_binary:
+        event["image"] = base64.b64encode(pictures[0]).decode() if pictures else None
+        event["images"] = [base64.b64encode(picture).decode() for picture in pictures]
+    await _send(socket, event)
+    for picture in pictures if is_binary else ():
+        async with asyncio.timeout(STUCK):
+            await socket.send_bytes(picture)
+
+
+async def _listen(socket: WebSocket[State], job: Job) -> None:
+    """Returns when the client has gone; a frame may call the job off."""
+    while True:
+        message = await socket.receive()
+        if message["type"] == "websocket.disconnect":
+            return
+        try:
+            frame = msgspec.json.decode((message.get("text") or "").encode("utf-8", "replace"), type=_Frame)
+        except (msgspec.DecodeError, RecursionError):
+            continue  # whatever it is, the job has nothing to do with it
+        if frame.type == "cancel":
+            socket.state["service"].cancel(job.id)
+
+
+class _Frame(msgspec.Struct, frozen=True):
+    """What a client may say after its first frame."""
+
+    type: str
+
+
+async def _send(socket: WebSocket[State], event: dict[str, Any]) -> None:
+    """One message; whoever does not read it in time is given up, so that nobody's memory grows."""
+    async with asyncio.timeout(STUCK):
+        await socket.send_text(msgspec.json.encode(event).decode())
+
+
+def _event(connection: "Request[State] | WebSocket[State]", job: Job) -> dict[str, Any]:
+    """A job's state as an event."""
+    if job.status is Status.QUEUED:
+        place = connection.state["service"].place(job)
+        return {"type": "queued", "id": job.id, "position": place.position, "eta_s": round(place.eta, 1)}
+    if job.status is Status.RUNNING and not job.step:
+        return {"type": "started", "id": job.id}
+    if job.status is Status.RUNNING:
+        eta = round(connection.state["service"].place(job).eta, 1)
+        far = {"step": job.step, "steps": job.steps, "fraction": job.step / job.steps}
+        return {"type": "progress", "id": job.id, **far, "eta_s": eta}
+    if job.status is Status.SUCCEEDED:
+        return {"type": "completed", "id": job.id, "job": wire.wire_job(job, [])}
+    assert job.error is not None
+    kind = "cancelled" if job.status is Status.CANCELLED else "failed"
+    return {"type": kind, "id": job.id, "error": {"code": job.error.code, "message": job.error.message}}
+
+
+def _told(error: DaguerreError) -> dict[str, Any]:
+    told: dict[str, Any] = {"code": error.code, "message": error.message}
+    if isinstance(error, InvalidRecipe):
+        told["errors"] = error.errors
+    return told
+
+
+async def events(request: Request[State]) -> Response:
+    """``GET /v1/jobs/{id}/events``: the same as server-sent events, the pictures by their addresses.
+
+    An event's id says how far the job was, so a client that comes back with ``Last-Event-ID`` is not told twice.
+    """
+    job = await request.state["service"].expect(request.path_params["id"])
+    return StreamingResponse(
+        _lines(request, job), media_type="text/event-stream", headers={"cache-control": "no-store", "x-job-id": job.id}
+    )
+
+
+async def _lines(request: Request[State], job: Job) -> AsyncIterator[bytes]:
+    last = request.headers.get("last-event-id")
+    async with request.state["service"].follow(job) as states:
+        coming = aiter(states)
+        following = asyncio.ensure_future(anext(coming, None))
+        try:
+            while True:
+                done, _ = await asyncio.wait((following,), timeout=QUIET)
+                if not done:
+                    yield b": still here\n\n"
+                    continue
+                state = following.result()
+                if state is None:
+                    return
+                name = f"{state.status.value}-{state.attempts}-{state.step}"
+                if name != last:
+                    event = _event(request, state)
+                    data = msgspec.json.encode(event).decode()
+                    yield f"id: {name}\nevent: {event['type']}\ndata: {data}\n\n".encode()
+                following = asyncio.ensure_future(anext(coming, None))
+        finally:
+            following.cancel()
+            await asyncio.gather(following, return_exceptions=True)
+
+
+ROUTES: list[BaseRoute] = [
+    WebSocketRoute("/stream/generate/txt2img", paint),
+    *(
+        route
+        for root in ("/v1", "/api/v1")
+        for route in (
+            WebSocketRoute(f"{root}/stream", paint),
+            WebSocketRoute(f"{root}/jobs/{{id}}/events", follow),
+            Route(f"{root}/jobs/{{id}}/events", events),
+        )
+    ),
+]
