@@ -8,15 +8,17 @@ from concurrent.futures import ThreadPoolExecutor
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect
 
 from daguerre import catalog as catalogs
-from daguerre.engine import Engine, Event, Tuning
+from daguerre.engine import Budgets, Engine, Event, Tuning
 from daguerre.errors import DaguerreError
 from daguerre.http import problems
 from daguerre.http.gate import BodyLimit, HostCheck, RequestId
 from daguerre.http.routes import ROUTES
 from daguerre.http.state import State
 from daguerre.jobs.dispatch import Dispatch
+from daguerre.jobs.models import Models, Pulling
 from daguerre.jobs.service import JobService, Limits, Timeouts
 from daguerre.settings import Settings
 from daguerre.store.db import Database
@@ -48,6 +50,7 @@ class Daguerre(Starlette):
             exception_handlers={
                 DaguerreError: problems.on_error,
                 HTTPException: problems.on_error,
+                ClientDisconnect: problems.on_error,
                 Exception: problems.on_error,
             },
         )
@@ -68,7 +71,11 @@ class Daguerre(Starlette):
 
         def emit(event: Event) -> None:  # on the engine thread
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to tell
-                loop.call_soon_threadsafe(dispatch.receive, event)
+                loop.call_soon_threadsafe(receive, event)
+
+        def receive(event: Event) -> None:
+            models.receive(event)
+            dispatch.receive(event)
 
         engine = Engine(
             emit,
@@ -79,6 +86,7 @@ class Daguerre(Starlette):
             self._on_fault,
             Tuning(settings.compile, settings.channels_last, settings.cpu_threads, settings.data / "compiled"),
             settings.data / "curves",
+            Budgets(settings.device_memory, settings.host_memory, settings.pinned_models),
         )
         database = Database(settings.data / "daguerre.db")
         service = JobService(
@@ -90,16 +98,27 @@ class Daguerre(Starlette):
             timeouts=Timeouts(settings.wait_timeout, settings.run_timeout, settings.job_timeout),
             result_ttl=settings.result_ttl,
         )
+        pulling = Pulling(settings.weights, settings.hub_endpoint) if settings.allow_pull else None
+        models = Models(self._catalog, engine, service, pulling)
         with ThreadPoolExecutor(CODEC_THREADS, thread_name_prefix="daguerre-codec") as codec:
             dispatch = Dispatch(service, engine, files, codec)
             self._service = service
             await service.recover()
             engine.start(preload=self._catalog.model())
             feeding = loop.create_task(dispatch.feed())
-            yield State(settings=settings, service=service, dispatch=dispatch, files=files, codec=codec, checkpoints={})
+            yield State(
+                settings=settings,
+                service=service,
+                dispatch=dispatch,
+                models=models,
+                files=files,
+                codec=codec,
+                checkpoints={},
+            )
             # Jobs without a connection do not hold the server's own shutdown; nothing below may end before they do.
             await self.drain()
             feeding.cancel()
+            await models.close()
             await asyncio.gather(feeding, return_exceptions=True)
             # The engine is a daemon: one that hangs in a device call does not hold the exit.
             await asyncio.to_thread(engine.close, 5.0)

@@ -1,21 +1,24 @@
-"""Owns the catalogue: which models and styles exist, and what each is by default. It reads folders, never weights."""
+"""Owns the catalogue: which models and styles exist, and what each is by default. It reads headers, never weights."""
 
-import json
-import tomllib
-from collections.abc import Mapping
+import logging
+import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta
 
-from daguerre.errors import CatalogError, ModelNotFound
+from daguerre import entries, weightfile
+from daguerre.errors import CatalogError, ModelNotFound, ModelNotPulled
 from daguerre.recipe import Style
 from daguerre.samplers import samplers_for
 
-CATALOG_FILE = "catalog.toml"
+log = logging.getLogger(__name__)
 
-T = TypeVar("T")  # 3.11 has no type parameters yet
+CATALOG_FILE = "catalog.toml"
+SHIPPED = Path(__file__).parent / "shipped.toml"
+VAES = "vaes"  # the folder of autoencoders, within weights
 
 
 class Family(msgspec.Struct, frozen=True):
@@ -23,24 +26,59 @@ class Family(msgspec.Struct, frozen=True):
 
     name: str
     native_side: int  # pixels
+    scheduler: str  # diffusers class name
     size_factor: int = 8  # width and height must be multiples of it
     steps: int = 30
     guidance_scale: float = 7.5
 
 
+_FLOW = "FlowMatchEulerDiscreteScheduler"
 #: By diffusers pipeline class. Any other class is served too, under its own name, with the defaults of `_OTHER`.
 FAMILIES = {
-    "StableDiffusionPipeline": Family("sd", 512),
-    "StableDiffusionXLPipeline": Family("sdxl", 1024),
-    "StableDiffusion3Pipeline": Family("sd3", 1024, 16, 28, 4.5),
-    "FluxPipeline": Family("flux", 1024, 16, 28, 3.5),
+    "StableDiffusionPipeline": Family("sd", 512, "PNDMScheduler"),
+    "StableDiffusionXLPipeline": Family("sdxl", 1024, "EulerDiscreteScheduler"),
+    "StableDiffusion3Pipeline": Family("sd3", 1024, _FLOW, 16, 28, 4.5),
+    "FluxPipeline": Family("flux", 1024, _FLOW, 16, 28, 3.5),
+    "QwenImagePipeline": Family("qwen-image", 1328, _FLOW, 16, 50, 1.0),
+    "ZImagePipeline": Family("z-image", 1024, _FLOW, 16, 9, 0.0),
 }
-_OTHER = Family("other", 1024, 16)
+_OTHER = Family("other", 1024, _FLOW, 16)
+
+#: Single-file checkpoints that can be loaded, by a tensor that only they have.
+CHECKPOINTS = {
+    "conditioner.embedders.1.model.transformer.resblocks.0.attn.in_proj_weight": "StableDiffusionXLPipeline",
+    "cond_stage_model.transformer.text_model.embeddings.position_embedding.weight": "StableDiffusionPipeline",
+}
+
+
+class Source(msgspec.Struct, frozen=True):
+    """Where on the Hub a model or a VAE is fetched from."""
+
+    repo: str
+    revision: str | None = None
+    variant: str | None = None  # of its weights: fp16
+    file: str | None = None  # of a checkpoint in a single file
+
+
+class Vae(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A VAE's table in catalog.toml. Its files lie in ``weights/vaes/NAME``."""
+
+    repo: str | None = None
+    revision: str | None = None
+    variant: str | None = None
+    description: str = ""
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A model's table in catalog.toml: what a person may say about it. Absent keys follow from the model itself."""
 
+    repo: str | None = None
+    revision: str | None = None
+    variant: str | None = None
+    file: str | None = None
+    pipeline: str | None = None
+    vae: str | None = None
+    aliases: tuple[str, ...] = ()
     description: str = ""
     native_size: tuple[int, int] | None = None
     max_area: int | None = None
@@ -56,7 +94,7 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     family: str
     pipeline: str  # diffusers class name
-    path: Path
+    path: Path  # a diffusers folder, or a checkpoint in a single file
     description: str
     native_size: tuple[int, int]  # width, height in pixels
     size_factor: int
@@ -66,82 +104,174 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     negative_prompt: str
     scheduler: str
     schedulers: tuple[str, ...]
+    vae: Path | None = None  # in place of its own
+    elements: int = 0  # of its weights
+    source: Source | None = None
+    is_here: bool = True  # whether its files are on this machine
+
+    @property
+    def modes(self) -> tuple[str, ...]:
+        """What it can be asked for; an unknown class is known to paint from text."""
+        return ("txt2img", "img2img", "inpaint") if self.pipeline in FAMILIES else ("txt2img",)
 
 
 class Catalog:
-    """The models and styles found under one weights folder."""
+    """The models and styles of one weights folder. What changes there is seen when a model is next asked for."""
 
-    def __init__(self, models: Mapping[str, Model], styles: Mapping[str, Style], default: str) -> None:
-        self._models = dict(models)
+    def __init__(self, weights: Path, default: str) -> None:
+        self._weights = weights
         self._default = default
-        self.styles = dict(styles)
+        self._stamp: tuple[Any, ...] = ()
+        self._read()
 
     def model(self, name: str | None = None) -> Model:
-        """The model of that name, or the default one.
+        """The model of that name or alias, or the default one.
 
         Raises:
             ModelNotFound: with the names that are known.
+            ModelNotPulled: it is known, but not on this machine.
+            CatalogError: its entry or its files are broken.
         """
+        found = self.find(name)
+        if not found.is_here:
+            raise ModelNotPulled(found.name)
+        return found
+
+    def find(self, name: str | None = None) -> Model:
+        """The same, whether it is on this machine or not."""
+        self._refresh()
         wanted = self._default if name is None else name
+        wanted = self._aliases.get(wanted, wanted)
+        if wanted in self._broken:
+            raise CatalogError(f"model {wanted!r} cannot be used: {self._broken[wanted]}")
         if wanted not in self._models:
-            raise ModelNotFound(wanted, sorted(self._models))
+            raise ModelNotFound(wanted, [model.name for model in self.models if model.is_here])
         return self._models[wanted]
 
     @property
     def models(self) -> list[Model]:
-        """All models by name."""
+        """All models by name, those that are not on this machine too."""
+        self._refresh()
         return [self._models[name] for name in sorted(self._models)]
+
+    @property
+    def problems(self) -> list[str]:
+        """What is wrong with catalog.toml, each with its line, and with the models that cannot be used."""
+        self._refresh()
+        return self._problems()
+
+    def _problems(self) -> list[str]:
+        broken = [f"model {name!r}: {why}" for name, why in sorted(self._broken.items())]
+        told = "\n".join(self._tables.problems)
+        return [*self._tables.problems, *(line for line in broken if line.split(": ", 1)[1] not in told)]
+
+    def vae(self, name: str) -> Source:
+        """Where a VAE of the catalogue is fetched from.
+
+        Raises:
+            CatalogError: the catalogue does not say.
+        """
+        vae = self._vaes.get(name)
+        if vae is None or vae.repo is None:
+            raise CatalogError(f"the catalogue names no repository for the VAE {name!r}")
+        return Source(vae.repo, vae.revision, vae.variant)
+
+    def _refresh(self) -> None:
+        stamp = _stamp(self._weights, self._broken)
+        if stamp == self._stamp:
+            return
+        try:
+            self._read()
+        except CatalogError as error:  # what was read before stays in service
+            self._stamp = stamp
+            log.warning("%s", error)
+        else:
+            for problem in self._problems():
+                log.warning("%s", problem)
+
+    def _read(self) -> None:
+        self._tables = entries.read(SHIPPED, self._weights / CATALOG_FILE)
+        self._broken: dict[str, str] = dict(self._tables.broken.get("models", {}))
+        models = self._tables.of("models", Entry, self._broken)
+        self._vaes = self._tables.of("vaes", Vae)
+        self.styles: Mapping[str, Style] = self._tables.of("styles", Style)
+        self._models = dict(self._made(models))
+        self._aliases = {alias: name for name, entry in models.items() for alias in entry.aliases}
+        self._stamp = _stamp(self._weights, self._broken)
+
+    def _made(self, models: Mapping[str, Entry]) -> Iterator[tuple[str, Model]]:
+        found = {path.name if path.is_dir() else path.stem: path for path in _paths(self._weights)}
+        for name in found.keys() | models.keys():
+            if name in self._broken:
+                continue
+            try:
+                model = _model(name, found.get(name), models.get(name, Entry()), self._weights)
+            except CatalogError as error:
+                self._broken[name] = f"{self._tables.place('models', name)}{error}"
+                continue
+            except OSError as error:  # it is being taken away at this moment, or is not ours to read
+                self._broken[name] = f"its files cannot be read: {error.strerror}"
+                continue
+            if model is not None:
+                yield name, model
 
 
 def read(weights: Path, default: str) -> Catalog:
-    """Reads catalog.toml and the diffusers folders beside it.
-
-    Raises:
-        CatalogError: catalog.toml is broken, or a folder is not what it says.
-    """
-    tables = _tables(weights / CATALOG_FILE)
-    entries = _convert(tables.pop("models", {}), dict[str, Entry], "models")
-    styles = _convert(tables.pop("styles", {}), dict[str, Style], "styles")
-    if tables:
-        raise CatalogError(f"{CATALOG_FILE}: unknown table {next(iter(tables))!r}; known are models and styles")
-    folders = sorted(index.parent for index in weights.glob("*/model_index.json"))
-    models = {folder.name: _model(folder, entries.get(folder.name, Entry())) for folder in folders}
-    return Catalog(models, styles, default)
+    """The catalogue of catalog.toml, and of the diffusers folders and checkpoints beside it."""
+    return Catalog(weights, default)
 
 
-def _tables(path: Path) -> dict[str, Any]:
+def _paths(weights: Path) -> list[Path]:
+    """Everything in the folder that claims to be a model."""
+    return sorted([*weights.glob("*.safetensors"), *(index.parent for index in weights.glob("*/model_index.json"))])
+
+
+def _stamp(weights: Path, broken: Mapping[str, str]) -> tuple[Any, ...]:
+    """Something that differs when the folder has changed. Of broken models every file counts: somebody is mending."""
     try:
-        return tomllib.loads(path.read_text())
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise CatalogError(f"{CATALOG_FILE}: {error}") from None
+        with os.scandir(weights) as found:
+            shelf = [(entry.name, entry.stat().st_mtime_ns, entry.stat().st_size) for entry in found]
+        files = [path.stat() for name in broken for path in (weights / name).rglob("*")]
+    except OSError:
+        return ()
+    return (sorted(shelf), [(stat.st_mtime_ns, stat.st_size) for stat in files])
 
 
-def _convert(value: Any, kind: type[T], table: str) -> T:
-    try:
-        return msgspec.convert(value, kind)
-    except msgspec.ValidationError as error:
-        raise CatalogError(f"{CATALOG_FILE}: [{table}]: {error}") from None
-
-
-def _model(folder: Path, entry: Entry) -> Model:
-    pipeline = str(_json(folder / "model_index.json").get("_class_name"))
+def _model(name: str, path: Path | None, entry: Entry, weights: Path) -> Model | None:
+    """What a path and an entry make together; None: an entry that says nothing of where its model would come from."""
+    elements = 0
+    if path is None:
+        if entry.repo is None:
+            return None
+        pipeline, own, side = entry.pipeline or "", "", None
+    elif path.is_dir():
+        elements = weightfile.vet_folder(path)
+        pipeline = str(weightfile.read_json(path / "model_index.json")["_class_name"])
+        own = str(weightfile.read_json(path / "scheduler" / "scheduler_config.json").get("_class_name", ""))
+        side = _native_side(path)
+    else:
+        header = weightfile.read_header(path)
+        pipeline, own, side, elements = _pipeline_of(header), "", None, header.elements
     family = FAMILIES.get(pipeline, _OTHER)
-    own_scheduler = str(_json(folder / "scheduler" / "scheduler_config.json").get("_class_name"))
-    samplers = samplers_for(own_scheduler)
+    own = own or family.scheduler
+    samplers = samplers_for(own)
     # A model whose own scheduler has no name in the table is painted with it under the name "default".
-    own = next((name for name, s in samplers.items() if s.scheduler == own_scheduler and not s.options), "default")
+    own = next((key for key, s in samplers.items() if s.scheduler == own and not s.options), "default")
     schedulers = tuple(sorted({*samplers, own}))
     if entry.scheduler not in (None, *schedulers):
-        raise CatalogError(f"{CATALOG_FILE}: [models.{folder.name}]: scheduler must be one of {', '.join(schedulers)}")
-    side = _native_side(folder, family)
-    native_size = entry.native_size or (side, side)
+        raise CatalogError(f"scheduler must be one of {', '.join(schedulers)}")
+    vae = None if entry.vae is None else weights / VAES / entry.vae
+    if vae is not None and vae.parent != weights / VAES:
+        raise CatalogError("vae must be the name of a folder in weights/vaes")
+    has_vae = vae is None or (vae / "config.json").exists()
+    if vae is not None and has_vae and path is not None:
+        weightfile.vet_component(vae)
+    native_size = entry.native_size or ((side or family.native_side),) * 2
     return Model(
-        name=folder.name,
+        name=name,
         family=family.name if family is not _OTHER else pipeline,
         pipeline=pipeline,
-        path=folder,
+        path=path or weights / name,
         description=entry.description,
         native_size=native_size,
         size_factor=family.size_factor,
@@ -151,26 +281,25 @@ def _model(folder: Path, entry: Entry) -> Model:
         negative_prompt=entry.negative_prompt,
         scheduler=entry.scheduler or own,
         schedulers=schedulers,
+        vae=vae,
+        elements=elements,
+        source=None if entry.repo is None else Source(entry.repo, entry.revision, entry.variant, entry.file),
+        is_here=path is not None and has_vae,
     )
 
 
-def _native_side(folder: Path, family: Family) -> int:
+def _pipeline_of(header: weightfile.Header) -> str:
+    """The diffusers class that a single file is for, from the names of its tensors."""
+    for tensor, pipeline in CHECKPOINTS.items():
+        if tensor in header.shapes and "model.diffusion_model.input_blocks.0.0.weight" in header.shapes:
+            return pipeline
+    raise CatalogError("it is no whole Stable Diffusion 1.x or XL checkpoint; other models are served from folders")
+
+
+def _native_side(folder: Path) -> int | None:
     """The side that the denoiser was trained at, in pixels: its ``sample_size`` times the VAE's factor."""
-    unet, vae = folder / "unet" / "config.json", folder / "vae" / "config.json"
-    if not (unet.exists() and vae.exists()):
-        return family.native_side
-    blocks = _json(vae).get("block_out_channels", [])
-    sample_size = _json(unet).get("sample_size")
-    return sample_size * 2 ** (len(blocks) - 1) if isinstance(sample_size, int) else family.native_side
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text())
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError):
-        raise CatalogError(f"{path.parent.name}/{path.name} is not readable JSON") from None
-    if not isinstance(value, dict):
-        raise CatalogError(f"{path.parent.name}/{path.name} is not a JSON object")
-    return value
+    blocks = weightfile.read_json(folder / "vae" / "config.json").get("block_out_channels")
+    sample_size = weightfile.read_json(folder / "unet" / "config.json").get("sample_size")
+    if not isinstance(sample_size, int) or not isinstance(blocks, list):
+        return None
+    return sample_size * int(2 ** (len(blocks) - 1))

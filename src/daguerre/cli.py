@@ -1,4 +1,4 @@
-"""Owns the command: serve, generate, doctor, config."""
+"""Owns the command: serve, generate, models, pull, doctor, config."""
 
 import base64
 import faulthandler
@@ -162,6 +162,49 @@ def _base64(path: Path | None) -> str | None:
         return None if path is None else base64.b64encode(path.read_bytes()).decode()
     except OSError as error:
         _stop(f"{path}: {error.strerror}", WRONG_USE)
+
+
+@app.command()
+def models(weights: Weights = None, config: Config = None) -> None:
+    """List the models: those that are here, and those that can be pulled."""
+    from daguerre import catalog
+
+    settings, _ = configuration.load(_flags(weights=weights), config=config)
+    found = catalog.read(settings.weights, settings.default_model)
+    for model in found.models:
+        print(f"{model.name:<20} {model.family:<12} {'here' if model.is_here else 'absent':<8} {model.description}")
+    for problem in found.problems:
+        print(f"daguerre: {problem}", file=sys.stderr)
+
+
+@app.command()
+def pull(
+    name: Annotated[str, typer.Argument(help="A model of the catalogue.")],
+    weights: Weights = None,
+    config: Config = None,
+    endpoint: Annotated[str | None, typer.Option(help="The Hub, or a mirror of it.")] = None,
+    lines: Annotated[bool, typer.Option(help="Progress in lines for a program: bytes there, of how many.")] = False,
+) -> None:
+    """Fetch a model of the catalogue from the Hub; an interrupted pull goes on where it was."""
+    from daguerre import catalog
+    from daguerre.pull import pull as fetch
+
+    settings, _ = configuration.load(_flags(weights=weights, hub_endpoint=endpoint), config=config)
+    found = catalog.read(settings.weights, settings.default_model)
+    model = found.find(name)
+    if model.is_here:
+        print(f"{model.name} is here already")
+        return
+    with typer.progressbar(length=1, label=model.name, file=sys.stderr) as bar:
+
+        def on_progress(file: str, done: int, total: int) -> None:
+            bar.length, bar.label = total, file
+            bar.update(done - bar.pos)
+            if lines:
+                print(done, total, flush=True)
+
+        fetch(model, found, settings.weights, settings.hub_endpoint, on_progress)
+    print(f"{model.name} is here")
 
 
 @app.command()

@@ -86,7 +86,10 @@ def _folders(settings: Settings) -> Iterator[Finding]:
 def _models(settings: Settings) -> Iterator[Finding]:
     try:
         found = catalog.read(settings.weights, settings.default_model)
-        yield Finding("models", ", ".join(f"{model.name} ({model.family})" for model in found.models) or "none")
+        here = [f"{model.name} ({model.family})" for model in found.models if model.is_here]
+        yield Finding("models", ", ".join(here) or "none")
+        for problem in found.problems:
+            yield Finding("catalogue", problem, "mend it, or take it out of the weights folder")
         found.model()
     except DaguerreError as error:
         yield Finding("models", str(error), "put the model's folder under weights, or set default_model", True)

@@ -5,6 +5,7 @@
     DaguerreError
     ├── SettingsError              a setting is unknown, or has a value that cannot be
     ├── CatalogError               a folder or an entry of the catalogue cannot be used
+    ├── PullFailed                 a model could not be fetched from the Hub
     ├── BadRequest                 what the client sent cannot be served
     │   ├── MalformedBody          not JSON, not UTF-8, nested too deep
     │   ├── InvalidRecipe          fields of a recipe are wrong; each is named
@@ -13,11 +14,13 @@
     │   ├── NotAcceptable
     │   ├── RequestTimeout         the request itself arrived too slowly
     │   ├── HostNotAllowed
-    │   └── KeyReused              an Idempotency-Key came with two different requests
+    │   ├── KeyReused              an Idempotency-Key came with two different requests
+    │   └── ModelBusy              a model that is painted with cannot be unloaded
     ├── NotFound
     │   ├── RouteNotFound
     │   ├── MethodNotAllowed
     │   ├── ModelNotFound
+    │   ├── ModelNotPulled         the catalogue knows it, but its files are not on this machine
     │   ├── JobNotFound
     │   └── ResultExpired          the job is known, its result is no longer kept
     ├── Unavailable                try again later; carries ``retry_after``
@@ -69,6 +72,12 @@ class CatalogError(DaguerreError):
     """An entry of the catalogue cannot be used."""
 
     code = "bad_catalog"
+
+
+class PullFailed(DaguerreError):
+    """The model could not be fetched from the Hub."""
+
+    code = "pull_failed"
 
 
 class BadRequest(DaguerreError):
@@ -127,6 +136,12 @@ class KeyReused(BadRequest):
     code = "idempotency_key_reused"
 
 
+class ModelBusy(BadRequest):
+    """Jobs are waiting for the model, or are painted with it."""
+
+    code = "model_busy"
+
+
 class NotFound(DaguerreError):
     """There is nothing of that name."""
 
@@ -150,6 +165,15 @@ class ModelNotFound(NotFound):
 
     def __init__(self, name: str, known: list[str]) -> None:
         super().__init__(f"there is no model {name!r}; known models: {', '.join(known) or 'none'}")
+
+
+class ModelNotPulled(NotFound):
+    """The model is in the catalogue, but its files are not on this machine."""
+
+    code = "model_not_pulled"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"model {name!r} is not on this machine; whoever runs it can say: daguerre pull {name}")
 
 
 class JobNotFound(NotFound):

@@ -43,6 +43,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     data: Path = Path("data")
     #: Folder of models and of catalog.toml.
     weights: Path = Path("weights")
+    #: Bytes of the device that weights may take, the others waiting in host memory; 0: four fifths of it.
+    device_memory: Annotated[int, Meta(ge=0)] = 0
+    #: Bytes of host memory that weights may take, the others waiting on disk; 0: seven tenths of it.
+    host_memory: Annotated[int, Meta(ge=0)] = 0
+    #: Models that stay where they are once they are loaded.
+    pinned_models: tuple[str, ...] = ()
+    #: Where models are pulled from: the Hub, or a mirror of it.
+    hub_endpoint: Annotated[str, Meta(pattern=r"^https?://[^\s@]+$")] = "https://huggingface.co"
+    #: Whether POST /v1/models/load may pull a model of the catalogue that is not on this machine.
+    allow_pull: bool = False
     #: Folder that finished pictures are written to.
     outputs: Path = Path("outputs")
     #: Jobs that may wait; more are refused with 503.

@@ -136,6 +136,15 @@ class Darkroom:
         self.wait(lambda: all(outcome.is_over for outcome in self._outcomes.values()))
         return self._outcomes
 
+    def is_over(self, submission: Submission) -> bool:
+        """Whether nothing more is to come of it."""
+        return self._outcomes[submission.id].is_over
+
+    def forget(self) -> None:
+        """Drops what was told so far, and the tensors in it."""
+        self._outcomes.clear()
+        self.events.clear()
+
     def paint(self, submission: Submission) -> Outcome:
         """One submission, waited for."""
         self.submit(submission)

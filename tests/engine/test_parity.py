@@ -14,6 +14,8 @@ pytestmark = THIRD_PARTY
 BETA = ("sd15", "sd21", "sdxl")
 SAMPLERS = ("ddim", "ddpm", "dpmpp_2m", "dpmpp_2m_karras", "dpmpp_2m_sde", "dpmpp_2s", "euler", "euler_a")
 SAMPLERS += ("euler_karras", "heun", "kdpm2", "kdpm2_a", "lcm", "pndm", "unipc")
+SAMPLERS += ("dpmpp_2m_exponential", "dpmpp_2m_sde_exponential", "dpmpp_2m_sde_karras", "dpmpp_2s_karras")
+SAMPLERS += ("euler_exponential", "heun_karras", "kdpm2_karras", "kdpm2_a_karras", "unipc_karras")
 SKIPS_NO_LAYERS = pytest.param(
     "sd15",
     marks=pytest.mark.xfail(
@@ -49,6 +51,16 @@ def test_every_sampler_keeps_its_own_state_in_company(models: Catalog, paint: Pa
         for i, sampler in enumerate(SAMPLERS)
     ]
     outcomes, _ = paint(jobs, max_runs=len(jobs))
+    assert_parity(jobs, outcomes)
+
+
+@pytest.mark.parametrize("name", ["flux", "sd3"])
+def test_every_sampler_of_flows(models: Catalog, paint: Paint, name: str) -> None:
+    """The same for models of rectified flow, whose pipelines hand their own sigmas to the sampler."""
+    model = models.model(name)
+    jobs = [job(model, "a tower", scheduler=sampler, steps=4) for sampler in model.schedulers]
+    assert len(jobs) == 3
+    outcomes, _ = paint(jobs)
     assert_parity(jobs, outcomes)
 
 

@@ -146,10 +146,10 @@ def test_idempotency(client: httpx.Client) -> None:
 
 def test_a_restart_goes_on(tmp_path: Path) -> None:
     """After SIGTERM: finished jobs are still there, the others are painted, in their order, once; keys are known."""
-    outputs = tmp_path / "outputs"
+    outputs, same = tmp_path / "outputs", {**SMALL, "reproducible": True}
     with serving(outputs, grace_timeout="1", max_runs="1") as live, live.ask() as client:
         live.wait_ready()
-        done = client.post("/v1/jobs", json=SMALL).json()["id"]
+        done = client.post("/v1/jobs", json=same).json()["id"]
         before = _until_final(client, done)
         # Longer than the grace time, so it is cut short; the rest is not even begun.
         running = client.post("/v1/jobs", json={**LONG, "steps": 60}).json()["id"]
@@ -159,7 +159,7 @@ def test_a_restart_goes_on(tmp_path: Path) -> None:
         image = {**SMALL, "image": _blue(), "strength": 0.9}
         rest = [
             client.post("/v1/jobs", json=fields, headers=headers).json()["id"]
-            for fields, headers in ((SMALL, {}), (image, key))
+            for fields, headers in ((same, {}), (image, key))
         ]
         assert live.stop() == 0
     with serving(outputs) as live, live.ask() as client:

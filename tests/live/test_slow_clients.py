@@ -66,7 +66,10 @@ def test_a_later_request_has_its_own_deadline(live: Live) -> None:
     """After an answer the connection stays; half of a second request ends it."""
     with socket.create_connection(("127.0.0.1", live.port), timeout=30) as raw:
         raw.sendall(b"GET /ping HTTP/1.1\r\nhost: localhost\r\n\r\n")
-        assert raw.recv(65536).startswith(b"HTTP/1.1 200")
+        answer = b""
+        while not answer.endswith(b"}"):  # head and body may come one after the other
+            answer += raw.recv(65536)
+        assert answer.startswith(b"HTTP/1.1 200")
         raw.sendall(b"GET /pi")
         assert _until_closed(raw).startswith(b"HTTP/1.1 408")
 

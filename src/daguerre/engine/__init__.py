@@ -6,6 +6,7 @@ from daguerre.engine.events import (
     Event,
     ModelAbsent,
     ModelLoading,
+    ModelPlaced,
     ModelReady,
     Painted,
     Pixels,
@@ -13,14 +14,17 @@ from daguerre.engine.events import (
     Started,
     Stepped,
 )
+from daguerre.engine.residency import Budgets
 from daguerre.engine.tuning import Tuning
 
 __all__ = [
+    "Budgets",
     "Engine",
     "EngineDied",
     "Event",
     "ModelAbsent",
     "ModelLoading",
+    "ModelPlaced",
     "ModelReady",
     "Painted",
     "Pixels",

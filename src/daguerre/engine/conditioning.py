@@ -44,6 +44,10 @@ class Conditioning:
             self._cache.popitem(last=False)
         return dict(self._cache[key])
 
+    def forget(self) -> None:
+        """Empties the cache: its embeddings lie on the device."""
+        self._cache.clear()
+
     def _encode(self, recipe: Recipe, is_guided: bool) -> Embeddings:
         if recipe.prompt_syntax == "plain":
             return self._encode_plain(recipe, is_guided)

@@ -18,8 +18,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from daguerre.catalog import Model
-from daguerre.engine.events import EngineDied, Event, ModelLoading, Painted, Pixels, RunEnded, Started, Stepped
-from daguerre.engine.residency import Loaded, Residency
+from daguerre.engine.events import (
+    EngineDied,
+    Event,
+    ModelLoading,
+    ModelPlaced,
+    Painted,
+    Pixels,
+    RunEnded,
+    Started,
+    Stepped,
+)
+from daguerre.engine.residency import Budgets, Loaded, Residency
 from daguerre.engine.scheduler import Entrant, Scheduler, Waiting, bucket, has_place
 from daguerre.engine.tuning import UNTUNED, Tuning
 from daguerre.engine.watchdog import Watchdog
@@ -71,11 +81,18 @@ class Preload:
 
 
 @dataclass(frozen=True, slots=True)
+class Unload:
+    """Lets go of a model's weights, unless a picture of it is under way."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
 class Close:
     """Ends every job and then the thread."""
 
 
-Message = Submission | Cancel | Preload | Close | Loaded
+Message = Submission | Cancel | Preload | Unload | Close | Loaded
 
 
 @dataclass(slots=True, eq=False)
@@ -115,7 +132,13 @@ class State:
     calls: dict["Run", "Call"] = field(default_factory=dict)
     started: set[str] = field(default_factory=set)
     failures: Counter[str] = field(default_factory=Counter)  # in a row, by model
+    preloads: list[Model] = field(default_factory=list)
     is_open: bool = True
+
+    @property
+    def in_use(self) -> set[str]:
+        """The models that pictures under way need."""
+        return {painting.submission.model.name for painting in self.running.values()}
 
     def has_pictures_of(self, job_id: str) -> bool:
         """Whether any picture of the job is still to be painted."""
@@ -141,7 +164,9 @@ class Engine:
         on_fault: Callable[[str], None] = lambda _: None,
         tuning: Tuning = UNTUNED,
         notes: Path | None = None,
+        budgets: Budgets | None = None,
     ) -> None:
+        self._budgets = budgets or Budgets()
         self._emit = emit
         self._tuning = tuning
         self._notes = notes
@@ -159,6 +184,14 @@ class Engine:
         if preload is not None:
             self._inbox.put(Preload(preload))
         self._thread.start()
+
+    def load(self, model: Model) -> None:
+        """Loads a model before anybody asks for a picture of it; those that are painted meanwhile go on."""
+        self._inbox.put(Preload(model))
+
+    def unload(self, name: str) -> None:
+        """Lets go of a model's weights, unless a picture of it is under way; an event tells where they are then."""
+        self._inbox.put(Unload(name))
 
     def submit(self, submission: Submission) -> None:
         """Hands over a job; events tell the rest."""
@@ -191,14 +224,23 @@ class Engine:
         from daguerre.engine.notebook import Notebook
         from daguerre.engine.pace import Pace
         from daguerre.engine.replay import Records
+        from daguerre.engine.warmup import warm_up
 
         self._tuning.prepare()
         # Once for the whole thread: a run must not leave a torch context open across a switch.
         torch.set_grad_enabled(False)
-        residency = Residency(self._device, self._dtype, self._emit, self._inbox.put)
+        residency = Residency(
+            self._device, self._dtype, self._emit, self._inbox.put, self._budgets, self._tuning, lambda one: warm(one)
+        )
         notebook = Notebook(self._notes, residency.device, residency.dtype)
         scheduler = Scheduler(curve=notebook.read())
         state = State(residency, scheduler, Pace(residency.device), Records(), notebook)
+
+        def warm(pipeline: "Pipeline") -> None:
+            if self._tuning.needs_warm_up(residency.device):
+                self._emit(ModelLoading(pipeline.model.name, "warming up"))
+                warm_up(pipeline, scheduler.curve, residency.device)
+
         watchdog = Watchdog(self._step_timeout, lambda: self._on_fault("a step has taken too long"))
         try:
             while state.is_open:
@@ -224,6 +266,7 @@ class Engine:
             except Empty:
                 return
             self._take(state, message)
+            del message  # a model that it brought must not outlive its stay here
             must_wait = False
 
     def _take(self, state: State, message: Message) -> None:
@@ -234,9 +277,14 @@ class Engine:
             case Cancel(job_id=job_id, error=error):
                 self._end_job(state, job_id, error)
             case Preload(model=model):
-                state.residency.find(model)
+                state.preloads.append(model)
+            case Unload(name=name):
+                if name in state.in_use:
+                    self._emit(ModelPlaced(name, "device"))
+                else:
+                    state.residency.drop(name)
             case Loaded():
-                state.residency.take(message, self._tuning, state.scheduler.curve)
+                state.residency.take(message, state.in_use)
             case Close():
                 for job_id in {painting.job_id for painting in (*state.waiting, *state.running.values())}:
                     self._end_job(state, job_id, JobCancelled("the server is shutting down"))
@@ -259,17 +307,46 @@ class Engine:
             self._begin(state, first, ready[first])
 
     def _ready(self, state: State) -> dict[Painting, "Pipeline"]:
-        """The waiting pictures whose models are on the device; the models of the others are asked for."""
+        """The waiting pictures whose models are on the device; the models of the others are asked for.
+
+        Who came first has the say: a model makes room only when no picture under way needs it, and none that came
+        earlier. So that two models do not take turns with every picture, all who wait for the present ones go on until
+        their turn is over.
+        """
+        in_use = state.in_use
+        if state.residency.is_turn:
+            in_use |= {painting.submission.model.name for painting in state.waiting}
         ready: dict[Painting, Pipeline] = {}
+        failed: dict[str, DaguerreError] = {}
+        crowded_out: str | None = None
         for painting in list(state.waiting):
+            model = painting.submission.model
+            if crowded_out not in (None, model.name):
+                continue  # else the models in use would stay so for ever
             try:
-                pipeline = state.residency.find(painting.submission.model)
+                pipeline = state.residency.find(model, in_use)
             except DaguerreError as error:
-                self._end_job(state, painting.job_id, error)
+                failed[model.name] = error
                 continue
             if pipeline is not None:
                 ready[painting] = pipeline
+                in_use.add(model.name)
+            elif state.residency.is_crowded_out(model) and not state.residency.is_turn:
+                crowded_out = model.name
+        for painting in [painting for painting in state.waiting if painting.submission.model.name in failed]:
+            self._end_job(state, painting.job_id, failed[painting.submission.model.name])
+        self._preload(state, in_use)
+        state.residency.forget_failures()
         return ready
+
+    def _preload(self, state: State, in_use: set[str]) -> None:
+        for model in list(state.preloads):
+            try:
+                is_done = state.residency.find(model, in_use) is not None
+            except DaguerreError:  # its event has told
+                is_done = True
+            if is_done:
+                state.preloads.remove(model)
 
     def _begin(self, state: State, painting: Painting, pipeline: "Pipeline") -> None:
         from daguerre.engine.replay import Record
@@ -373,7 +450,7 @@ class Engine:
         state.failures[model.name] += 1
         if state.failures[model.name] >= FAILURES:
             log.warning("model %s has failed %d times in a row: its weights are read anew", model.name, FAILURES)
-            state.residency.forget(model)
+            state.residency.drop(model.name)
             del state.failures[model.name]
 
     def _decode_again(self, state: State, painting: Painting, error: Exception) -> Any:
@@ -383,7 +460,7 @@ class Engine:
         """
         from daguerre.engine.rendezvous import Call
 
-        pipeline = state.residency.find(painting.submission.model)
+        pipeline = state.residency.find(painting.submission.model, {painting.submission.model.name, *state.in_use})
         assert painting.record is not None
         if pipeline is None or painting.forwards > 0 or not painting.record.rewind():
             return error

@@ -1,12 +1,14 @@
 """Owns the engine's events: all that it ever tells the rest of the house. They are emitted on the engine thread."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from daguerre.errors import DaguerreError
+
+Place = Literal["device", "host", "disk"]
 
 
 class Pixels(Protocol):
@@ -37,6 +39,14 @@ class ModelReady:
     device: str
     dtype: str
     seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class ModelPlaced:
+    """A model's weights are there now: it made room for others, was loaded ahead, or was sent away."""
+
+    model: str
+    place: Place
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,4 +101,4 @@ class EngineDied:
     error: DaguerreError
 
 
-Event = ModelLoading | ModelReady | ModelAbsent | Started | Stepped | Painted | RunEnded | EngineDied
+Event = ModelLoading | ModelReady | ModelPlaced | ModelAbsent | Started | Stepped | Painted | RunEnded | EngineDied

@@ -24,6 +24,10 @@ from PIL import Image
 
 from daguerre.catalog import Model
 from daguerre.engine.conditioning import Conditioning
+from daguerre.engine.events import Place
+from daguerre.engine.loading import read_pipe
+from daguerre.engine.tuning import UNTUNED, Tuning
+from daguerre.engine.weights import Weights
 from daguerre.errors import BadOutput, CatalogError, FieldError, InvalidRecipe
 from daguerre.recipe import Mode, Recipe
 from daguerre.samplers import samplers_for
@@ -110,9 +114,12 @@ class HostPixels:
 class Pipeline:
     """A loaded diffusers pipeline. Its modules are shared by all runs; what a run changes is its own shell's."""
 
-    def __init__(self, model: Model, pipe: Any) -> None:
+    def __init__(self, model: Model, pipe: Any, device: torch.device) -> None:
         self.model = model
+        self.place: Place = "host"
         self._pipe = pipe
+        modules = [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
+        self._weights = Weights(modules, device)
         self._pipes: dict[Mode, Any] = {"txt2img": pipe}
         self._conditioning = Conditioning(pipe, frozenset(inspect.signature(pipe.__call__).parameters))
 
@@ -124,13 +131,25 @@ class Pipeline:
         return module
 
     @property
-    def vae(self) -> torch.nn.Module | None:
-        """What turns latents into pixels, if the pipeline has one."""
-        return getattr(self._pipe, "vae", None)
+    def bytes(self) -> int:
+        """Of its weights."""
+        return self._weights.bytes
+
+    def is_of(self, model: Model) -> bool:
+        """Whether it was made of the same files as this model would be."""
+        own = self.model
+        return (own.path, own.vae, own.elements) == (model.path, model.vae, model.elements)
 
     def to(self, device: torch.device) -> None:
         """Moves the weights to the device."""
-        self._pipe.to(device)
+        self._weights.to(device)
+        self.place = "device"
+
+    def leave_device(self) -> None:
+        """Computes no more until it is moved to the device again; what it holds there is given back."""
+        self._weights.leave_device()
+        self._conditioning.forget()
+        self.place = "host"
 
     def _pipe_for(self, mode: Mode) -> Any:
         """diffusers' pipeline of this model for the mode: the same modules under another class.
@@ -213,25 +232,22 @@ class Pipeline:
         return getattr(diffusers, sampler.scheduler).from_config(own.config, **sampler.options)
 
 
-def load(model: Model, dtype: torch.dtype) -> Pipeline:
-    """Reads a diffusers folder into host memory. Safetensors only, no remote code, no network.
+def load(model: Model, dtype: torch.dtype, device: torch.device | None = None, tuning: Tuning = UNTUNED) -> Pipeline:
+    """Reads a model's files into host memory, pinned where that device can use it. Safetensors only, no network.
 
     Raises:
-        CatalogError: the folder does not hold a pipeline that can be served.
-        Exception: whatever diffusers makes of a folder that is broken.
+        CatalogError: they are not a pipeline that can be served.
+        Exception: whatever diffusers makes of files that are broken.
     """
     quiet()
-    if not hasattr(diffusers, model.pipeline):
-        raise CatalogError(f"{model.name!r}: this diffusers knows no pipeline {model.pipeline!r}")
     with _BUILDING, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # advice about the folder is for those who wrote it
-        pipe = diffusers.DiffusionPipeline.from_pretrained(
-            model.path, dtype=dtype, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=True
-        )
+        warnings.simplefilter("ignore")  # advice about the files is for those who wrote them
+        pipe = read_pipe(model, dtype)
     if _denoiser_of(pipe) is None:
-        raise CatalogError(f"{model.name!r}: a {model.pipeline} has no denoiser that Daguerre knows")
+        raise CatalogError(f"a {model.pipeline} has no denoiser that Daguerre knows")
     pipe.set_progress_bar_config(disable=True)
-    return Pipeline(model, pipe)
+    tuning.apply(_denoiser_of(pipe), getattr(pipe, "vae", None), device or torch.device("cpu"))
+    return Pipeline(model, pipe, device or torch.device("cpu"))
 
 
 def _denoiser_of(pipe: Any) -> Any:

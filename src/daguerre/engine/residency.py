@@ -1,24 +1,33 @@
-"""Owns where weights are: which models are loaded, and the loader thread that reads the others from disk."""
+"""Owns where weights are: on the device, in host memory or on disk; and the loader thread that reads them from disk."""
 
+import gc
 import logging
+import os
 import threading
 import time
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
 from daguerre.catalog import Model
-from daguerre.engine.events import Event, ModelAbsent, ModelLoading, ModelReady
-from daguerre.engine.scheduler import Curve
+from daguerre.engine.events import Event, ModelAbsent, ModelLoading, ModelPlaced, ModelReady, Place
 from daguerre.engine.tuning import Tuning
 from daguerre.errors import CatalogError, DaguerreError
 
 if TYPE_CHECKING:
+    import torch
+
     from daguerre.engine.pipelines import Pipeline
 
 
 log = logging.getLogger(__name__)
+
+#: Of the memory that is there, how much weights may take where no setting says: the rest is for computing.
+DEVICE_SHARE, HOST_SHARE = 0.8, 0.7
+#: Seconds for which those who want the present models go first after a change, and how many times its own length.
+TURN, TURN_COST = 5.0, 4.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,71 +39,177 @@ class Loaded:
     asked_at: float  # monotonic seconds
 
 
-class Residency:
-    """The models on the device. Used by the engine thread only; the loader thread never touches the device."""
+@dataclass(frozen=True, slots=True)
+class Budgets:
+    """Bytes that weights may take, 0: as much as the machine has to give; and the models that stay once loaded."""
 
-    def __init__(self, device: str, dtype: str, emit: Callable[[Event], None], inbox: Callable[[Loaded], None]) -> None:
+    device: int = 0
+    host: int = 0
+    pinned: Collection[str] = ()
+
+
+class Residency:
+    """The models that are loaded, least recently used first.
+
+    Host copies stay when a model goes to the device and serve again when it leaves: weights do not change, so nothing
+    is ever copied back. Used by the engine thread only; the loader thread never touches the device.
+    """
+
+    def __init__(
+        self,
+        device: str,
+        dtype: str,
+        emit: Callable[[Event], None],
+        inbox: Callable[[Loaded], None],
+        budgets: Budgets,
+        tuning: Tuning,
+        warm: "Callable[[Pipeline], None]",
+    ) -> None:
         from daguerre.engine import pipelines
 
         self.device = pipelines.choose_device(device)
         self.dtype = pipelines.choose_dtype(dtype, self.device)
+        self._limits: dict[Place, int] = {
+            "device": budgets.device or _device_limit(self.device),
+            "host": budgets.host or int(HOST_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")),
+        }
+        self._pinned = budgets.pinned
         self._emit = emit
         self._inbox = inbox
-        self._resident: dict[str, Pipeline | DaguerreError] = {}
-        self._wanted: set[str] = set()
+        self._tuning = tuning
+        self._warm = warm
+        self._resident: OrderedDict[str, Pipeline] = OrderedDict()
+        self._warmed: set[str] = set()
+        self._failed: dict[str, DaguerreError] = {}
+        self._loading: dict[str, int] = {}  # bytes that are expected
+        self._turn_ends = 0.0
         self._wishes: SimpleQueue[tuple[Model, float] | None] = SimpleQueue()
         threading.Thread(target=self._load_for_ever, name="daguerre-loader", daemon=True).start()
 
-    def find(self, model: Model) -> "Pipeline | None":
-        """The model's pipeline if it is on the device; else it is asked for, once.
+    @property
+    def is_turn(self) -> bool:
+        """Whether the models that came in last are still to be used before they make room for others."""
+        return time.monotonic() < self._turn_ends
+
+    def find(self, model: Model, in_use: Collection[str]) -> "Pipeline | None":
+        """The model's pipeline if it is on the device, or can be at once; else what it needs is begun.
+
+        Models that are ``in_use`` make no room; while they leave none, this gives None.
 
         Raises:
             DaguerreError: the model was asked for and could not be loaded; the next call asks again.
         """
-        found = self._resident.get(model.name)
-        if isinstance(found, DaguerreError):
-            del self._resident[model.name]
-            raise found
-        if found is None and model.name not in self._wanted:
-            self._wanted.add(model.name)
-            self._emit(ModelLoading(model.name, "reading weights"))
-            self._wishes.put((model, time.monotonic()))
+        name = model.name
+        if name in self._failed:
+            raise self._failed.pop(name)
+        found = self._resident.get(name)
+        if found is not None and not found.is_of(model) and name not in in_use:
+            self.drop(name)  # other files have taken its place on disk
+            found = None
+        if found is None:
+            self._ask(model, in_use)
+            return None
+        if found.place != "device" and not self._bring_in(found, in_use):
+            return None
+        self._resident.move_to_end(name)
         return found
 
-    def take(self, loaded: Loaded, tuning: Tuning, curve: Curve) -> None:
-        """Moves what the loader brought to the device, on the engine thread, and makes it ready there."""
-        name, outcome = loaded.model.name, loaded.outcome
-        self._wanted.discard(name)
-        if not isinstance(outcome, DaguerreError):
-            outcome = self._made_ready(outcome, tuning, curve)
-        self._resident[name] = outcome
-        if isinstance(outcome, DaguerreError):
-            self._emit(ModelAbsent(name, outcome))
+    def _ask(self, model: Model, in_use: Collection[str]) -> None:
+        expected = model.elements * self.dtype.itemsize
+        if model.name in self._loading or not self._make_room("host", expected, in_use):
             return
-        seconds = time.monotonic() - loaded.asked_at
-        self._emit(ModelReady(name, str(self.device), str(self.dtype).removeprefix("torch."), seconds))
+        self._loading[model.name] = expected
+        self._emit(ModelLoading(model.name, "reading weights"))
+        self._wishes.put((model, time.monotonic()))
 
-    def _made_ready(self, pipeline: "Pipeline", tuning: Tuning, curve: Curve) -> "Pipeline | DaguerreError":
-        """Placed, tuned, its denoiser a meeting point, and warm."""
-        from daguerre.engine.rendezvous import Meeting
-        from daguerre.engine.warmup import warm_up
+    def _bring_in(self, pipeline: "Pipeline", in_use: Collection[str]) -> bool:
+        began = time.monotonic()
+        if not self._make_room("device", pipeline.bytes, in_use):
+            return False
+        return self._place(pipeline, began)
 
+    def _place(self, pipeline: "Pipeline", began: float) -> bool:
+        """Moves a model to the device; the first time it is warmed up there."""
         name = pipeline.model.name
         try:
             pipeline.to(self.device)
-            tuning.apply(pipeline.denoiser, pipeline.vae)
-            Meeting(pipeline.denoiser)
-            if tuning.needs_warm_up(self.device):
-                self._emit(ModelLoading(name, "warming up"))
-                warm_up(pipeline, curve, self.device)
+            if name not in self._warmed:
+                self._warm(pipeline)
+                self._warmed.add(name)
         except Exception:
-            log.exception("model %s could not be made ready", name)
-            return CatalogError(f"{name!r} could not be made ready on {self.device}; the server's log says why")
-        return pipeline
+            log.exception("model %s could not be placed on %s", name, self.device)
+            self.drop(name)
+            error = CatalogError(f"{name!r} could not be placed on the device; the server's log says why")
+            self._failed[name] = error
+            self._emit(ModelAbsent(name, error))
+            return False
+        self._tell_ready(pipeline, began)
+        return True
 
-    def forget(self, model: Model) -> None:
-        """Lets go of a model: runs that are under way keep it until they end, the next picture has it read anew."""
-        self._resident.pop(model.name, None)
+    def _tell_ready(self, pipeline: "Pipeline", began: float) -> None:
+        now = time.monotonic()
+        self._turn_ends = now + max(TURN, TURN_COST * (now - began))
+        dtype = str(self.dtype).removeprefix("torch.")
+        self._emit(ModelReady(pipeline.model.name, str(self.device), dtype, now - began))
+
+    def _used(self, place: Place) -> int:
+        """Bytes of weights; each model on the device has its host copy too."""
+        resident = [pipeline.bytes for pipeline in self._resident.values() if place in ("host", pipeline.place)]
+        return sum(resident) + (sum(self._loading.values()) if place == "host" else 0)
+
+    def _make_room(self, place: Place, needed: int, in_use: Collection[str]) -> bool:
+        """Sends the least recently used away until there is room; says whether there is.
+
+        One that does not fit although nothing else is left comes in all the same: the operator asked for it.
+        """
+        while self._used(place) + needed > self._limits[place]:
+            others = [name for name, pipeline in self._resident.items() if place in ("host", pipeline.place)]
+            idle = [name for name in others if name not in in_use and name not in self._pinned]
+            if not idle:
+                return not any(name in in_use for name in others) and not (place == "host" and self._loading)
+            if place == "host":
+                self.drop(idle[0])
+            else:
+                self._park(idle[0])
+        return True
+
+    def _park(self, name: str) -> None:
+        self._resident[name].leave_device()
+        self._emit(ModelPlaced(name, "host"))
+
+    def drop(self, name: str) -> None:
+        """Lets go of a model's weights; they are read again when it is next asked for."""
+        self._warmed.discard(name)
+        if self._resident.pop(name, None) is not None:
+            _collect()
+        self._emit(ModelPlaced(name, "disk"))
+
+    def take(self, loaded: Loaded, in_use: Collection[str]) -> None:
+        """Takes in what the loader brought, on the engine thread; to the device only where there is room."""
+        from daguerre.engine.rendezvous import Meeting
+
+        name, outcome = loaded.model.name, loaded.outcome
+        del self._loading[name]
+        if isinstance(outcome, DaguerreError):
+            self._failed[name] = outcome
+            self._emit(ModelAbsent(name, outcome))
+            return
+        self._resident[name] = outcome
+        Meeting(outcome.denoiser)
+        if self._used("device") + outcome.bytes <= self._limits["device"] or self._make_room(
+            "device", outcome.bytes, {*in_use, name}
+        ):
+            self._place(outcome, loaded.asked_at)
+        else:
+            self._emit(ModelPlaced(name, "host"))
+
+    def is_crowded_out(self, model: Model) -> bool:
+        """Whether a model that could not be found waits for others to make room, and not for the disk."""
+        return not self._loading and model.name not in self._failed
+
+    def forget_failures(self) -> None:
+        """All who waited have been told; whoever asks next asks anew."""
+        self._failed.clear()
 
     def close(self) -> None:
         """Ends the loader thread after the load that it is at, and lets go of the weights."""
@@ -104,6 +219,7 @@ class Residency:
     def _load_for_ever(self) -> None:
         while (wish := self._wishes.get()) is not None:
             model, asked_at = wish
+            # Not kept in a name of this frame: it would outlive the model's stay.
             self._inbox(Loaded(model, self._load(model), asked_at))
 
     def _load(self, model: Model) -> "Pipeline | DaguerreError":
@@ -111,9 +227,27 @@ class Residency:
         from daguerre.engine import pipelines
 
         try:
-            return pipelines.load(model, self.dtype)
+            return pipelines.load(model, self.dtype, self.device, self._tuning)
         except CatalogError as error:
-            return error.with_traceback(None)
+            return CatalogError(f"model {model.name!r} cannot be used: {error}")
         except Exception:
             log.exception("model %s could not be loaded", model.name)
             return CatalogError(f"{model.name!r} could not be loaded; the server's log says why")
+
+
+def _device_limit(device: "torch.device") -> int:
+    """A device without memory of its own has no limit of its own: the host's holds."""
+    if device.type != "cuda":
+        return 2**63
+    import torch
+
+    return int(DEVICE_SHARE * torch.cuda.get_device_properties(device).total_memory)
+
+
+def _collect() -> None:
+    """Frees what only cycles hold, and gives it back to the device."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

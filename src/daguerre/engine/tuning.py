@@ -33,8 +33,8 @@ class Tuning:
         if self.cache is not None and self.compile != "off":
             os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(self.cache))
 
-    def apply(self, denoiser: "torch.nn.Module", vae: Any) -> None:
-        """Tunes the modules of one model that is on its device, before its denoiser becomes a meeting point."""
+    def apply(self, denoiser: Any, vae: Any, device: "torch.device") -> None:
+        """Tunes the modules of one model that will be on that device, before its denoiser becomes a meeting point."""
         import torch
 
         if self.channels_last:
@@ -45,7 +45,7 @@ class Tuning:
             # Sizes are few, and each bucket of rows is one: static shapes are the faster ones.
             denoiser.compile_repeated_blocks(dynamic=False)
         elif self.compile != "off":
-            denoiser.forward = _compiled(denoiser)
+            denoiser.forward = _compiled(denoiser, on_card=device.type == "cuda")
 
     def needs_warm_up(self, device: "torch.device") -> bool:
         """Whether the first forwards of a model take far longer than the others will."""
@@ -56,13 +56,12 @@ class Tuning:
 UNTUNED = Tuning()
 
 
-def _compiled(denoiser: "torch.nn.Module") -> Any:
+def _compiled(denoiser: "torch.nn.Module", *, on_card: bool) -> Any:
     """The whole forward as one graph; its outputs are copies, since CUDA graphs write the next ones over them."""
     import torch
 
-    is_on_card = next(denoiser.parameters()).device.type == "cuda"
-    compute = torch.compile(denoiser.forward, dynamic=False, mode="reduce-overhead" if is_on_card else None)
-    if not is_on_card:
+    compute = torch.compile(denoiser.forward, dynamic=False, mode="reduce-overhead" if on_card else None)
+    if not on_card:
         return compute
 
     def forward(*args: Any, **kwargs: Any) -> Any:

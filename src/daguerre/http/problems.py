@@ -5,7 +5,7 @@ import math
 
 import msgspec
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from daguerre import errors
@@ -30,6 +30,7 @@ STATUSES: dict[type[DaguerreError], tuple[int, str]] = {
     errors.KeyReused: (422, "Idempotency-Key reused"),
     errors.StorageFailed: (503, "Storage failed"),
     errors.DiskLow: (503, "Disk low"),
+    errors.ModelNotPulled: (404, "Model not on this machine"),
     errors.QueueFull: (503, "Queue full"),
     errors.NotReady: (503, "Not ready"),
     errors.Draining: (503, "Shutting down"),
@@ -40,6 +41,8 @@ STATUSES: dict[type[DaguerreError], tuple[int, str]] = {
     errors.BadOutput: (500, "Bad output"),
     errors.OutOfMemory: (500, "Out of memory"),
     errors.Poisoned: (500, "Poisoned"),
+    errors.ModelBusy: (409, "Model busy"),
+    errors.PullFailed: (502, "Model could not be fetched"),
     errors.CatalogError: (500, "Model cannot be loaded"),
     errors.DaguerreError: (500, "Internal error"),
 }
@@ -82,6 +85,8 @@ async def on_error(request: Request, error: Exception) -> Response:
     request_id = request.scope.get("request_id", "")
     if isinstance(error, DaguerreError):
         return answer(error, request_id)
+    if isinstance(error, ClientDisconnect):  # nobody reads this; it is no failure of ours either
+        return answer(errors.RequestTimeout(), request_id)
     if isinstance(error, HTTPException):
         known = errors.MethodNotAllowed if error.status_code == 405 else errors.RouteNotFound
         response = answer(known(), request_id)

@@ -10,8 +10,13 @@ from daguerre.http import jobs, stream
 from daguerre.http.dialects import a1111, a1111_lists, openai
 from daguerre.http.generate import generate, img2img, inpaint, txt2img
 from daguerre.http.images import output
+from daguerre.http.models import load, model, models, schedulers, unload
 from daguerre.http.operations import health, livez, ping, readyz
 from daguerre.http.state import State
+
+
+def _under_v1(path: str, endpoint: Callable[[Request[State]], Awaitable[Response]], method: str) -> list[BaseRoute]:
+    return [Route(prefix + path, endpoint, methods=[method]) for prefix in ("/v1", "/api/v1")]
 
 
 def _everywhere(name: str, endpoint: Callable[[Request[State]], Awaitable[Response]]) -> list[BaseRoute]:
@@ -30,6 +35,12 @@ ROUTES: list[BaseRoute] = [
     *openai.ROUTES,
     *a1111.ROUTES,
     *a1111_lists.ROUTES,
+    Route("/models", models),
+    *_under_v1("/models", models, "GET"),
+    *_under_v1("/models/load", load, "POST"),
+    *_under_v1("/models/unload", unload, "POST"),
+    *_under_v1("/models/{id}", model, "GET"),
+    *_under_v1("/schedulers", schedulers, "GET"),
     Route("/outputs/{filename}", output),
     Route("/ping", ping),
     Route("/health", health),

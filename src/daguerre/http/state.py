@@ -4,6 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypedDict
 
 from daguerre.jobs.dispatch import Dispatch
+from daguerre.jobs.models import Models
 from daguerre.jobs.service import JobService
 from daguerre.settings import Settings
 from daguerre.store.files import Files
@@ -15,6 +16,7 @@ class State(TypedDict):
     settings: Settings
     service: JobService
     dispatch: Dispatch
+    models: Models
     files: Files
     codec: ThreadPoolExecutor
     checkpoints: dict[str, str]  # the models that clients of AUTOMATIC1111's API have chosen, by client

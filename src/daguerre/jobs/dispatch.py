@@ -76,7 +76,12 @@ class Dispatch:
             self._in_engine[job_id] = Gathered()
             if len(self._in_engine) >= AHEAD:
                 self._has_room.clear()
-            self._engine.submit(await self._submission(job))
+            try:
+                submission = await self._submission(job)
+            except DaguerreError as error:  # its model has gone from the weights folder since
+                await self._fail(job, error)
+            else:
+                self._engine.submit(submission)
 
     async def _submission(self, job: Job) -> Submission:
         recipe, inputs = job.recipe, self._service.inputs(job.id)

@@ -26,6 +26,7 @@ def _models(request: Request[State]) -> Any:
             "config": None,
         }
         for model in request.state["service"].catalog.models
+        if model.is_here
     ]
 
 

@@ -1,0 +1,99 @@
+"""Owns the routes of models: what there is, where it is, and loading and unloading it."""
+
+from typing import Any
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from daguerre.catalog import FAMILIES, Model
+from daguerre.errors import FieldError, InvalidRecipe
+from daguerre.http import wire
+from daguerre.http.state import State
+from daguerre.samplers import DIFFUSION, FLOW, samplers_for
+
+
+async def models(request: Request[State]) -> Response:
+    """``GET /v1/models``: all models of the catalogue, those that are not on this machine too."""
+    found = request.state["service"].catalog.models
+    return _json({"object": "list", "data": [_wire(request, model) for model in found]})
+
+
+async def model(request: Request[State]) -> Response:
+    """``GET /v1/models/{id}``: one model; while it is loaded or pulled, how far that is."""
+    return _json(_wire(request, request.state["service"].catalog.find(request.path_params["id"])))
+
+
+async def load(request: Request[State]) -> Response:
+    """``POST /v1/models/load``: 202 while it is on its way to the device, 200 when it is there."""
+    found, is_there = request.state["models"].load(await _named(request))
+    headers = {"location": f"/v1/models/{found.name}"}
+    return _json(_wire(request, found), 200 if is_there else 202, headers)
+
+
+async def unload(request: Request[State]) -> Response:
+    """``POST /v1/models/unload``: answers when its memory is free; 409 while jobs need it."""
+    return _json(_wire(request, await request.state["models"].unload(await _named(request))))
+
+
+async def schedulers(_request: Request[State]) -> Response:
+    """``GET /v1/schedulers``: their names, AUTOMATIC1111's names for them, and the families that can use each."""
+    labels = {name: sampler.label for name, sampler in (DIFFUSION | FLOW).items()}
+    usable = {family.name: samplers_for(family.scheduler) for family in FAMILIES.values()}
+    data = [
+        {"id": name, "label": labels[name], "families": [family for family, known in usable.items() if name in known]}
+        for name in sorted(labels)
+    ]
+    return _json({"object": "list", "data": data})
+
+
+async def _named(request: Request[State]) -> str:
+    """The one field that these routes take."""
+    fields = wire.read_object(request.headers.get("content-type", ""), await request.body())
+    errors = [FieldError(name[:80], "unknown field") for name in fields if name not in ("model_id", "model")]
+    name = fields.get("model_id", fields.get("model"))
+    if not isinstance(name, str):
+        errors.append(FieldError("model_id", "required: the name of a model"))
+    if errors:
+        raise InvalidRecipe(errors)
+    return str(name)
+
+
+def _wire(request: Request[State], model: Model) -> dict[str, Any]:
+    state = request.state
+    status = state["models"].status(model)
+    ready = state["dispatch"].state.ready
+    width, height = model.native_size
+    known: dict[str, Any] = {
+        "id": model.name,
+        "object": "model",
+        "name": model.name,
+        "description": model.description,
+        "family": model.family,
+        "modes": model.modes,
+        "default": model.name == state["settings"].default_model,
+        "state": state["models"].place(model),
+        "native_size": [width, height],
+        "size_factor": model.size_factor,
+        "max_area": model.max_area,
+        "bytes": model.elements * (4 if ready is None or ready.dtype == "float32" else 2),
+        "defaults": {
+            "width": width,
+            "height": height,
+            "steps": model.steps,
+            "guidance_scale": model.guidance_scale,
+            "negative_prompt": model.negative_prompt,
+            "scheduler": model.scheduler,
+        },
+        "schedulers": model.schedulers,
+    }
+    if status.stage:
+        known["progress"] = {"stage": status.stage, "bytes": status.done, "total_bytes": status.total}
+    if status.error is not None:
+        known["error"] = {"code": status.error.code, "message": status.error.message}
+    return known
+
+
+def _json(value: object, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    fresh = {"cache-control": "no-store"} | (headers or {})
+    return Response(msgspec.json.encode(value), status, fresh, "application/json")
