@@ -104,12 +104,8 @@ def accepted(job: Job, request: Request[State], headers: dict[str, str] | None =
     return job_json(request, job, 202, {"location": f"/v1/jobs/{job.id}", **(headers or {})})
 
 
-def job_as_seen(request: Request[State], job: Job) -> wire.WireJob:
-    """A job as its clients see it now."""
-    return wire.wire_job(job, [], None if job.status.is_final else request.state["service"].place(job))
-
-
 def job_json(request: Request[State], job: Job, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     """The answer that is a job."""
     headers = {"cache-control": "no-store", "x-job-id": job.id, **(headers or {})}
-    return Response(msgspec.json.encode(job_as_seen(request, job)), status, headers, "application/json")
+    place = None if job.status.is_final else request.state["service"].place(job)
+    return Response(msgspec.json.encode(wire.wire_job(job, [], place)), status, headers, "application/json")

@@ -14,7 +14,6 @@ from daguerre.http import wire
 from daguerre.http.exchange import (
     accepted,
     client_of,
-    job_as_seen,
     job_json,
     read_draft,
     read_inputs,
@@ -61,7 +60,11 @@ async def jobs(request: Request[State]) -> Response:
         if (status is None or job.status == status) and (cursor is None or job.id < cursor)
     ]
     page, rest = found[:limit], found[limit:]
-    body = {"data": [job_as_seen(request, job) for job in page], "next_cursor": page[-1].id if rest else None}
+    places = request.state["service"].places()
+    body = {
+        "data": [wire.wire_job(job, [], places.get(job.id)) for job in page],
+        "next_cursor": page[-1].id if rest else None,
+    }
     return Response(msgspec.json.encode(body), media_type="application/json")
 
 
@@ -109,13 +112,13 @@ async def cancel(request: Request[State]) -> Response:
 async def queue_status(request: Request[State]) -> Response:
     """``GET /queue/status``: how much there is to do; of the jobs only the caller's own."""
     service = request.state["service"]
-    unfinished, mine = service.unfinished, service.unfinished_of(client_of(request))
+    places, mine = service.places(), service.unfinished_of(client_of(request))
     body = {
         "size": service.waiting,
         "running": service.running,
         "limit": service.limits.queue,
-        "eta_s": round(service.place(unfinished[-1]).eta, 1) if unfinished else 0.0,
-        "jobs": [{"id": job.id, "status": job.status, "position": service.place(job).position} for job in mine],
+        "eta_s": round(max((place.eta for place in places.values()), default=0.0), 1),
+        "jobs": [{"id": job.id, "status": job.status, "position": places[job.id].position} for job in mine],
     }
     return Response(msgspec.json.encode(body), media_type="application/json", headers={"cache-control": "no-store"})
 

@@ -1,5 +1,7 @@
 """Owns the forecast: where a job stands among those that are unfinished, and how long it is likely to take yet."""
 
+import itertools
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from daguerre.job import Job, Status
@@ -37,16 +39,25 @@ class Forecast:
         self._rate += BLEND * (_work(job) / seconds - self._rate)
         self.seconds_a_job += BLEND * (seconds - self.seconds_a_job)
 
-    def place(self, job: Job, unfinished: list[Job]) -> Place:
+    def place(self, job: Job, unfinished: Iterable[Job]) -> Place:
         """Of a job among all that are unfinished, the oldest first."""
-        before = unfinished[: next((at for at, other in enumerate(unfinished) if other.id == job.id), 0) + 1]
-        position = sum(other.status is Status.QUEUED for other in before) if job.status is Status.QUEUED else 0
-        return Place(position, sum(_left(other) for other in before) / self._rate)
+        before = list(itertools.takewhile(lambda other: other.id != job.id, unfinished))
+        position = 1 + sum(other.status is Status.QUEUED for other in before) if job.status is Status.QUEUED else 0
+        return Place(position, (_left(job) + sum(map(_left, before))) / self._rate)
+
+    def places(self, unfinished: Iterable[Job]) -> Iterator[tuple[str, Place]]:
+        """Of all jobs that are unfinished, the oldest first, by their ids."""
+        waiting, work = 0, 0.0
+        for job in unfinished:
+            waiting += job.status is Status.QUEUED
+            work += _left(job)
+            yield job.id, Place(waiting if job.status is Status.QUEUED else 0, work / self._rate)
 
 
 def _work(job: Job) -> float:
-    return float(job.recipe.width * job.recipe.height * job.recipe.steps * job.recipe.count)
+    recipe = job.recipe
+    return float(recipe.width * recipe.height * recipe.steps * recipe.count)
 
 
 def _left(job: Job) -> float:
-    return _work(job) * (1 - job.step / job.steps if job.steps else 1.0)
+    return _work(job) * (1 - job.step / job.steps) if job.steps else _work(job)

@@ -7,6 +7,7 @@ import random
 import time
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 import msgspec
 
@@ -90,6 +91,7 @@ class JobService:
         self._result_ttl = result_ttl
         self._jobs: dict[str, Job] = {}
         self._unfinished: dict[str, None] = {}  # ids, in the order in which they came
+        self._accepting: dict[str, asyncio.Event] = {}  # set when the job's row is durable, or will never be
         self._inputs: dict[str, Inputs] = {}
         self._errors: dict[str, DaguerreError] = {}
         self._keys: dict[tuple[str, str], tuple[str, str]] = {}  # client and name to digest and job's id
@@ -137,7 +139,8 @@ class JobService:
             StorageFailed: the database cannot be read.
         """
         jobs = await self._rows.remembered(time.time() - self._result_ttl)
-        await asyncio.to_thread(self._files.drop_of, [job.id for job in jobs if not job.status.is_final])
+        nobodys = {job.id: _moment(job.created_at) for job in jobs if job.status is not Status.SUCCEEDED}
+        await asyncio.to_thread(self._files.drop_of, nobodys)
         for job in jobs:
             self._jobs[job.id] = job
             if job.status.is_final:
@@ -163,7 +166,10 @@ class JobService:
 
     def _sweep(self) -> None:
         """Forgets the rows whose epitaphs have stood long enough, now and from time to time."""
-        self._rows.drop(time.time() - self._result_ttl - EPITAPH)
+        before = time.time() - self._result_ttl - EPITAPH
+        self._rows.drop(before)
+        oldest = new_id(before)  # ids sort by their age
+        self._keys = {name: (digest, job_id) for name, (digest, job_id) in self._keys.items() if job_id > oldest}
         asyncio.get_running_loop().call_later(SWEEP_EVERY, self._sweep)
 
     async def submit(
@@ -191,6 +197,7 @@ class JobService:
         job = self._made(draft, inputs, client, is_attached=is_attached)
         self._jobs[job.id] = job
         self._unfinished[job.id] = None
+        accepting = self._accepting[job.id] = asyncio.Event()
         if key is not None:
             self._keys[key.client, key.name] = (key.digest, job.id)
         try:
@@ -199,6 +206,9 @@ class JobService:
         except BaseException:
             self._withdraw(job, key)
             raise
+        finally:
+            del self._accepting[job.id]
+            accepting.set()
         if inputs is not None:
             self._inputs[job.id] = inputs
         if not self._jobs[job.id].status.is_final:  # else it was ended meanwhile
@@ -219,10 +229,14 @@ class JobService:
         return Job(id=new_id(), recipe=whole, created_at=time.time(), client=client, is_attached=is_attached)
 
     async def _known(self, digest: str, known_digest: str, job_id: str) -> Job:
-        """The job that a key stands for. It may still be on its way to the disk."""
+        """The job that a key stands for. It may still be on its way to the disk, and never arrive."""
         if digest != known_digest:
             raise KeyReused
-        await self._rows.settled()
+        accepting = self._accepting.get(job_id)
+        if accepting is not None:
+            await accepting.wait()
+            if job_id not in self._jobs:
+                raise StorageFailed
         return await self.expect(job_id)
 
     def _withdraw(self, job: Job, key: Key | None) -> None:
@@ -262,6 +276,10 @@ class JobService:
     def place(self, job: Job) -> Place:
         """Where an unfinished job stands, and how many seconds it is likely to take yet."""
         return self._forecast.place(job, self.unfinished)
+
+    def places(self) -> dict[str, Place]:
+        """The same of all unfinished jobs at once, in the order in which they came."""
+        return dict(self._forecast.places(self.unfinished))
 
     def inputs(self, job_id: str) -> Inputs | None:
         """The pictures that an unfinished job starts from."""
@@ -407,3 +425,7 @@ class JobService:
         for job in self.unfinished:
             if job.is_attached:
                 self.end(job.id, error)
+
+
+def _moment(seconds: float) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)

@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from pathlib import Path
 
@@ -18,7 +18,7 @@ EXTENSIONS: dict[Format, str] = {"png": "png", "jpeg": "jpg", "webp": "webp"}
 _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 _NOT_PLAIN = re.compile(r"[^A-Za-z0-9._-]+")
 _MODEL_LENGTH = 64
-_OF_JOB = re.compile(r"\d{8}_\d{6}_.+_([0-9a-f]{8})(?:_\d)?\.(?:png|jpg|webp)")
+_OF_JOB = re.compile(r"(\d{8}_\d{6})_.+_([0-9a-f]{8})(?:_\d)?\.(?:png|jpg|webp)")
 _UNFINISHED = ".unfinished-"
 
 
@@ -41,7 +41,7 @@ class Files:
 
         Names sort by their time. The id's last eight digits are the random end of a UUIDv7.
         """
-        parts = [f"{now:%Y%m%d_%H%M%S}", _NOT_PLAIN.sub("-", model)[:_MODEL_LENGTH], _short(job_id)]
+        parts = [_stamp(now), _NOT_PLAIN.sub("-", model)[:_MODEL_LENGTH], _short(job_id)]
         if index is not None:
             parts.append(str(index))
         return f"{'_'.join(parts)}.{EXTENSIONS[format]}"
@@ -89,14 +89,15 @@ class Files:
             if path is not None:
                 path.unlink()
 
-    def drop_of(self, job_ids: Iterable[str]) -> None:
-        """Removes the pictures of jobs that a crash has cut short."""
-        short_ids = {_short(job_id) for job_id in job_ids}
-        if not short_ids:
-            return
-        for path in self._folder.iterdir():
+    def drop_of(self, jobs: Mapping[str, datetime]) -> None:
+        """Removes the pictures of jobs, given by their ids and when they came.
+
+        The digits of an id in a name are too few to tell it from all others for years: older pictures are not theirs.
+        """
+        came = {_short(job_id): _stamp(moment) for job_id, moment in jobs.items()}
+        for path in self._folder.iterdir() if came else ():
             found = _OF_JOB.fullmatch(path.name)
-            if found is not None and found[1] in short_ids:
+            if found is not None and found[2] in came and found[1] >= came[found[2]]:
                 path.unlink()
 
     def room(self) -> int:
@@ -107,6 +108,10 @@ class Files:
         """Removes the files that a crash left unfinished; only for a start, when nothing is being written."""
         for path in self._folder.glob(f"{_UNFINISHED}*"):
             path.unlink()
+
+
+def _stamp(moment: datetime) -> str:
+    return f"{moment:%Y%m%d_%H%M%S}"
 
 
 def _short(job_id: str) -> str:

@@ -44,7 +44,7 @@ class JobRows:
             if pictures is not None:
                 connection.execute("INSERT INTO inputs VALUES (?, ?, ?)", (job.id, *pictures))
             if key is not None:
-                connection.execute("INSERT INTO keys VALUES (?, ?, ?, ?)", (*key, job.id))
+                connection.execute("INSERT OR REPLACE INTO keys VALUES (?, ?, ?, ?)", (*key, job.id))
 
         await self._database.write(change)
 

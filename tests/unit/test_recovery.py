@@ -1,0 +1,169 @@
+"""What a new process makes of the database and the files that the one before left behind."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from daguerre import catalog, recipe
+from daguerre.errors import KeyReused
+from daguerre.job import Job, Status, new_id
+from daguerre.jobs.inputs import Inputs
+from daguerre.jobs.service import ATTEMPTS, JobService, Limits, Timeouts
+from daguerre.store.db import Database
+from daguerre.store.files import Files
+from daguerre.store.jobs import JobRows, Key
+
+WEIGHTS = Path(__file__).parents[2] / "weights"
+DRAFT = recipe.parse({"prompt": "a lake", "width": 64, "height": 64, "steps": 2, "seed": 3})
+
+
+def _play(folder: Path, play: Callable[[JobService, JobRows], Awaitable[None]], queue_limit: int = 20_000) -> None:
+    """Runs a scene with a service on a database of that folder, which it opens and closes as a process would."""
+
+    async def scene() -> None:
+        database, models = Database(folder / "daguerre.db"), catalog.read(WEIGHTS, "demo-xl")
+        rows = JobRows(database)
+        service = JobService(
+            models,
+            rows,
+            Files(folder / "outputs"),
+            lambda _id, _error: None,
+            limits=Limits(queue_limit, 0),
+            timeouts=Timeouts(60, 60, 60),
+            result_ttl=60,
+        )
+        try:
+            await play(service, rows)
+        finally:
+            await asyncio.to_thread(database.close)
+
+    asyncio.run(scene())
+
+
+def _job(**fields: Any) -> Job:
+    model = catalog.read(WEIGHTS, "demo-xl").model()
+    whole = recipe.resolve(DRAFT, model, 0, {})
+    return Job(**{"id": new_id(), "recipe": whole, "created_at": time.time(), "is_attached": False} | fields)
+
+
+def test_jobs_are_taken_up_in_their_order(tmp_path: Path) -> None:
+    """Running or waiting, each once; those of clients that waited on a connection are ended."""
+    left = [_job(), _job(status=Status.RUNNING, attempts=1), _job(is_attached=True), _job()]
+    left.sort(key=lambda job: job.id)
+
+    async def before(_service: JobService, rows: JobRows) -> None:
+        for job in left:
+            await rows.add(job, None, None)
+
+    async def after(service: JobService, rows: JobRows) -> None:
+        await service.recover()
+        mine = [job.id for job in left if not job.is_attached]
+        assert [await service.queue.take() for _ in mine] == mine
+        assert [job.status for job in service.unfinished] == [Status.QUEUED] * 3
+        (gone,) = [job.id for job in left if job.is_attached]
+        assert (await service.expect(gone)).status is Status.CANCELLED
+        await service.settled()
+        assert {job.status for job in await rows.remembered(0) if job.id == gone} == {Status.CANCELLED}
+
+    _play(tmp_path, before)
+    _play(tmp_path, after)
+
+
+@pytest.mark.parametrize("deaths", range(1, ATTEMPTS + 1))
+def test_a_job_that_kills_its_process_ends(tmp_path: Path, deaths: int) -> None:
+    """Two deaths may be bad luck; the third is the job's own, and no fourth process begins it."""
+    job = _job()
+
+    async def submit(_service: JobService, rows: JobRows) -> None:
+        await rows.add(job, None, None)
+
+    async def begin_and_die(service: JobService, _rows: JobRows) -> None:
+        await service.recover()
+        service.began(await service.queue.take())
+        await service.settled()  # the process dies here, as far as the database can tell
+
+    async def after(service: JobService, _rows: JobRows) -> None:
+        await service.recover()
+        found = await service.expect(job.id)
+        assert found.attempts == deaths
+        if deaths < ATTEMPTS:
+            assert found.status is Status.QUEUED
+        else:
+            assert found.status is Status.FAILED
+            assert found.error is not None
+            assert found.error.code == "poison"
+
+    _play(tmp_path, submit)
+    for _ in range(deaths):
+        _play(tmp_path, begin_and_die)
+    _play(tmp_path, after)
+
+
+@pytest.mark.parametrize("status", [Status.QUEUED, Status.RUNNING, Status.CANCELLED, Status.FAILED])
+def test_pictures_that_nobody_is_told_of_are_removed(tmp_path: Path, status: Status) -> None:
+    """A crash between a picture's file and its row leaves one, whatever became of the job; others stay."""
+    files, now = Files(tmp_path / "outputs"), time.time()
+    job = _job(status=status, finished_at=now if status.is_final else None)
+    done = _job(status=Status.SUCCEEDED, finished_at=now)
+    names = [files.name(_moment(now), "demo-xl", each.id) for each in (job, done)]
+    # Ids are 128 bits, the digits in a name 32: somebody's picture of last year may well have the same.
+    old = files.name(_moment(now - 365 * 86400), "demo-xl", job.id)
+    for name in (*names, old):
+        files.write(name, b"a picture")
+
+    async def before(_service: JobService, rows: JobRows) -> None:
+        await rows.add(job, None, None)
+        await rows.add(done, None, None)
+
+    async def after(service: JobService, _rows: JobRows) -> None:
+        await service.recover()
+
+    _play(tmp_path, before)
+    _play(tmp_path, after)
+    assert {path.name for path in (tmp_path / "outputs").iterdir()} == {names[1], old}
+
+
+def _moment(seconds: float) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)
+
+
+def test_no_one_is_told_of_a_job_before_it_is_durable(tmp_path: Path) -> None:
+    """Not even a client that comes second with the same key, while the first one's pictures are being packed."""
+
+    async def play(service: JobService, rows: JobRows) -> None:
+        key = Key("ada", "k", "digest")
+        inputs = Inputs(Image.effect_noise((1024, 1024), 50).convert("RGBA"), None)
+        draft = recipe.parse({"prompt": "a lake", "image": "x", "width": 64, "height": 64})
+        first = asyncio.ensure_future(service.submit(draft, inputs, "ada", key, is_attached=False))
+        await asyncio.sleep(0)
+        second = asyncio.ensure_future(service.submit(draft, inputs, "ada", key, is_attached=False))
+        job = await second
+        assert await rows.is_known(job.id)
+        assert (await first).id == job.id
+        with pytest.raises(KeyReused):
+            await service.submit(draft, inputs, "ada", Key("ada", "k", "another"), is_attached=False)
+
+    _play(tmp_path, play)
+
+
+def test_places_are_those_of_a_line(tmp_path: Path) -> None:
+    """Positions count up from one and times never get shorter, for each alone as for all at once."""
+
+    async def play(service: JobService, _rows: JobRows) -> None:
+        jobs = await asyncio.gather(*(service.submit(DRAFT, is_attached=False) for _ in range(50)))
+        places = service.places()
+        assert [places[job.id].position for job in service.unfinished] == list(range(1, 51))
+        etas = [places[job.id].eta for job in service.unfinished]
+        assert etas == sorted(etas)
+        assert [service.place(job) for job in jobs] == [places[job.id] for job in jobs]
+        service.began(jobs[0].id)
+        assert service.places()[jobs[0].id].position == 0
+        assert service.place(jobs[1]).position == 1
+
+    _play(tmp_path, play)
