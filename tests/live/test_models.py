@@ -235,11 +235,8 @@ def _pull(hub: TestHub, weights: Path, name: str) -> "subprocess.CompletedProces
 
 
 def _pulling(hub: TestHub, weights: Path, name: str) -> "subprocess.Popen[str]":
-    environment = os.environ | {
-        "HF_HUB_DOWNLOAD_TIMEOUT": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "HF_TOKEN": "hf_secret",
-    }
+    environment = os.environ | {"HF_HUB_DOWNLOAD_TIMEOUT": "1", "HF_TOKEN": "hf_secret"}
+    environment.pop("HF_HUB_OFFLINE", None)  # which the engine sets in the process that imports it
     command = [sys.executable, "-m", "daguerre", "pull", name, "--weights", str(weights), "--endpoint", hub.address]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen([*command, "--lines"], cwd=ROOT, env=environment, text=True, **pipes)  # type: ignore[call-overload,no-any-return]
