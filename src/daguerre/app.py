@@ -20,6 +20,7 @@ from daguerre.http.state import State
 from daguerre.jobs.dispatch import Dispatch
 from daguerre.jobs.models import Models, Pulling
 from daguerre.jobs.service import JobService, Limits, Timeouts
+from daguerre.loras import Loras
 from daguerre.settings import Settings
 from daguerre.store.db import Database
 from daguerre.store.files import Files
@@ -38,6 +39,7 @@ class Daguerre(Starlette):
         # Before anything listens: a start that cannot succeed is to end with its reason.
         self._catalog = catalogs.read(settings.weights, settings.default_model)
         self._catalog.model()
+        self._loras = Loras(settings.weights)
         self._service: JobService | None = None
         super().__init__(
             routes=ROUTES,
@@ -91,6 +93,7 @@ class Daguerre(Starlette):
         database = Database(settings.data / "daguerre.db")
         service = JobService(
             self._catalog,
+            self._loras,
             JobRows(database),
             files,
             engine.cancel,

@@ -11,7 +11,7 @@ import msgspec
 
 from daguerre.errors import CatalogError
 
-KINDS = ("models", "vaes", "styles")
+KINDS = ("models", "vaes", "loras", "styles")
 
 T = TypeVar("T")  # 3.11 has no type parameters yet
 

@@ -15,12 +15,14 @@
     │   ├── RequestTimeout         the request itself arrived too slowly
     │   ├── HostNotAllowed
     │   ├── KeyReused              an Idempotency-Key came with two different requests
+    │   ├── LoraIncompatible       a LoRA is broken, or made for another model
     │   └── ModelBusy              a model that is painted with cannot be unloaded
     ├── NotFound
     │   ├── RouteNotFound
     │   ├── MethodNotAllowed
     │   ├── ModelNotFound
     │   ├── ModelNotPulled         the catalogue knows it, but its files are not on this machine
+    │   ├── LoraNotFound
     │   ├── JobNotFound
     │   └── ResultExpired          the job is known, its result is no longer kept
     ├── Unavailable                try again later; carries ``retry_after``
@@ -142,6 +144,12 @@ class ModelBusy(BadRequest):
     code = "model_busy"
 
 
+class LoraIncompatible(BadRequest):
+    """The LoRA is broken, or does not fit the model."""
+
+    code = "lora_incompatible"
+
+
 class NotFound(DaguerreError):
     """There is nothing of that name."""
 
@@ -165,6 +173,16 @@ class ModelNotFound(NotFound):
 
     def __init__(self, name: str, known: list[str]) -> None:
         super().__init__(f"there is no model {name!r}; known models: {', '.join(known) or 'none'}")
+
+
+class LoraNotFound(NotFound):
+    """There is no LoRA of that name."""
+
+    code = "lora_not_found"
+
+    def __init__(self, name: str, known: list[str]) -> None:
+        shown = ", ".join(known[:20]) + (", …" if len(known) > 20 else "")
+        super().__init__(f"there is no LoRA {name!r}; known LoRAs: {shown or 'none'}")
 
 
 class ModelNotPulled(NotFound):

@@ -41,7 +41,8 @@ def infotext(recipe: Recipe, seed: int) -> str:
         pairs["Clip skip"] = recipe.clip_skip + 1  # AUTOMATIC1111 counts the last layer as 1
     pairs["Version"] = f"daguerre {__version__}"
     negative = [f"Negative prompt: {recipe.negative_prompt}"] if recipe.negative_prompt else []
-    return "\n".join([recipe.prompt, *negative, _line(pairs)])
+    prompt = " ".join([recipe.prompt, *(f"<lora:{use.name}:{use.weight:g}>" for use in recipe.loras)])
+    return "\n".join([prompt, *negative, _line(pairs)])
 
 
 def sampler_label(name: str) -> str:

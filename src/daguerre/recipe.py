@@ -36,6 +36,22 @@ ALIASES = {
 
 Side = Annotated[int, Meta(ge=MIN_SIDE, le=MAX_SIDE)]
 
+MAX_LORAS = 4
+
+
+class LoraWish(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A LoRA as a client asks for it; without a weight it has the catalogue's."""
+
+    name: Annotated[str, Meta(min_length=1, max_length=200)]
+    weight: Annotated[float, Meta(ge=-2, le=2)] | None = None
+
+
+class LoraUse(msgspec.Struct, frozen=True):
+    """A LoRA of a recipe."""
+
+    name: str
+    weight: float
+
 
 class Draft(msgspec.Struct, frozen=True, kw_only=True):
     """A recipe as a client asked for it: what is absent follows from the model. The bounds here are the wire's."""
@@ -51,6 +67,7 @@ class Draft(msgspec.Struct, frozen=True, kw_only=True):
     seed: Annotated[int, Meta(ge=-1, le=MAX_SEED, description="-1 or absent: random.")] | None = None
     count: Annotated[int, Meta(ge=1, le=MAX_COUNT, description="Pictures; picture i has seed + i.")] = 1
     scheduler: Annotated[str, Meta(max_length=100)] | None = None
+    loras: Annotated[tuple[LoraWish, ...], Meta(max_length=MAX_LORAS, description="Adapters, and how strongly.")] = ()
     prompt_syntax: PromptSyntax = "compel"
     clip_skip: Annotated[int, Meta(ge=0, le=4)] = 0
     image: Annotated[str, Meta(description="Base64 of a PNG, JPEG or WebP to start from.")] | None = None
@@ -91,6 +108,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
     quality: int
     reproducible: bool
     metadata: dict[str, Any]
+    loras: tuple[LoraUse, ...] = ()
 
 
 class Defaults(Protocol):
@@ -116,6 +134,15 @@ class Defaults(Protocol):
     def schedulers(self) -> tuple[str, ...]: ...
 
 
+class Adapting(Protocol):
+    """What a recipe needs to know of a LoRA that it names."""
+
+    @property
+    def default_weight(self) -> float: ...
+    @property
+    def trigger_words(self) -> tuple[str, ...]: ...
+
+
 def parse(fields: Mapping[str, Any]) -> Draft:
     """Checks the fields of a request one by one.
 
@@ -124,7 +151,7 @@ def parse(fields: Mapping[str, Any]) -> Draft:
     """
     errors: list[FieldError] = []
     given: dict[str, Any] = {}
-    for sent, value in _split_resolution(fields, errors).items():
+    for sent, value in _joined_lora(_split_resolution(fields, errors), errors).items():
         name = ALIASES.get(sent, sent)
         if name not in _TYPES:
             errors.append(FieldError(_shown(sent), "unknown field"))
@@ -152,9 +179,11 @@ def resolve(
     random_seed: int,
     styles: Mapping[str, "Style"],
     image_size: tuple[int, int] | None = None,
+    loras: Mapping[str, Adapting] = types.MappingProxyType({}),
 ) -> Recipe:
     """Fills what the draft leaves open from the model's defaults, and checks what depends on the model.
 
+    ``loras``: all that the draft names. Their trigger words are added to the prompt where it does not have them.
     A picture that starts from an image has that image's size, ``image_size`` in pixels, as far as the model can.
 
     Raises:
@@ -186,7 +215,7 @@ def resolve(
     if errors:
         raise InvalidRecipe(errors)
     negative = model.negative_prompt if draft.negative_prompt is None else draft.negative_prompt
-    prompt = draft.prompt
+    prompt = _triggered(draft.prompt, [word for wish in draft.loras for word in loras[wish.name].trigger_words])
     if draft.style is not None:
         prompt, negative = styles[draft.style].applied(prompt, negative)
     return Recipe(
@@ -209,7 +238,19 @@ def resolve(
         quality=draft.quality,
         reproducible=draft.reproducible,
         metadata=draft.metadata,
+        loras=tuple(
+            LoraUse(wish.name, loras[wish.name].default_weight if wish.weight is None else wish.weight)
+            for wish in draft.loras
+        ),
     )
+
+
+def _triggered(prompt: str, words: list[str]) -> str:
+    """The prompt with the trigger words that it lacks, each once."""
+    for word in words:
+        if word.casefold() not in prompt.casefold():
+            prompt = f"{prompt}, {word}"
+    return prompt
 
 
 class Style(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -253,6 +294,22 @@ def _split_resolution(fields: Mapping[str, Any], errors: list[FieldError]) -> di
     return rest
 
 
+def _joined_lora(fields: dict[str, Any], errors: list[FieldError]) -> dict[str, Any]:
+    """Replaces ``lora_path`` and ``lora_scale`` by ``loras`` with one entry."""
+    short: dict[str, Any] = {name: fields.pop(name) for name in ("lora_path", "lora_scale") if name in fields}
+    if short.get("lora_path") is None:
+        errors += [FieldError(name, "needs lora_path") for name, value in short.items() if value is not None]
+    elif fields.get("loras") is not None:
+        errors.append(FieldError("lora_path", "give either loras, or one by lora_path"))
+    else:
+        for name, own in (("lora_path", "name"), ("lora_scale", "weight")):
+            _convert(name, short.get(name), _LORA_TYPES[own], errors)
+        if not any(error.field in short for error in errors):
+            fields["loras"] = [{"name": short["lora_path"], "weight": short.get("lora_scale")}]
+    return fields
+
+
+_LORA_TYPES: dict[str, Any] = typing.get_type_hints(LoraWish, include_extras=True)
 _TYPES: dict[str, Any] = typing.get_type_hints(Draft, include_extras=True)
 
 
@@ -276,7 +333,7 @@ def _encode_text(value: Any) -> None:
     """Raises UnicodeEncodeError for half of a surrogate pair, which JSON can spell and UTF-8 cannot."""
     if isinstance(value, str):
         value.encode()
-    elif isinstance(value, dict):
+    elif isinstance(value, dict | tuple):
         msgspec.json.encode(value).decode().encode()
 
 

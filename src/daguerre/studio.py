@@ -15,6 +15,7 @@ from daguerre.engine import Engine, EngineDied, Event, ModelLoading, Painted, Ru
 from daguerre.job import new_id
 from daguerre.jobs import pictures
 from daguerre.jobs.inputs import read
+from daguerre.loras import Loras
 from daguerre.recipe import Draft, Recipe
 from daguerre.settings import Settings
 from daguerre.store.files import EXTENSIONS, Files
@@ -34,6 +35,7 @@ class Studio:
     def __init__(self, settings: Settings | None = None) -> None:
         self._settings = settings or Settings()
         self._catalog = catalogs.read(self._settings.weights, self._settings.default_model)
+        self._loras = Loras(self._settings.weights)
         self._events: SimpleQueue[Event] = SimpleQueue()
         self._engine = Engine(self._events.put, self._settings.device, self._settings.dtype)
 
@@ -56,10 +58,12 @@ class Studio:
             draft = msgspec.structs.replace(draft, format=_FORMATS[out.suffix])
         inputs = read(draft)
         size = None if inputs is None else inputs.image.size
-        whole = recipe.resolve(draft, model, random.randrange(recipe.RANDOM_SEEDS), self._catalog.styles, size)
+        chosen = self._loras.chosen(draft, model)
+        whole = recipe.resolve(draft, model, random.randrange(recipe.RANDOM_SEEDS), self._catalog.styles, size, chosen)
         job_id = new_id()
         image, mask = (None, None) if inputs is None else inputs.fitted((whole.width, whole.height))
-        self._engine.submit(Submission(job_id, whole, model, image, mask))
+        adapters = self._loras.adapters(whole.loras)
+        self._engine.submit(Submission(job_id, whole, model, image, mask, adapters=adapters))
         paths: list[Path] = []
         while len(paths) < whole.count:
             match self._events.get():

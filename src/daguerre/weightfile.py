@@ -41,6 +41,7 @@ class Header(msgspec.Struct, frozen=True):
     shapes: Mapping[str, tuple[int, ...]]  # by tensor
     metadata: Mapping[str, str]
     elements: int  # of all tensors together
+    dtypes: Mapping[str, str] = {}  # by tensor
 
 
 def read_header(path: Path) -> Header:
@@ -103,7 +104,8 @@ def _checked(fields: Any, data: int) -> Header:
     if end != data:
         raise _Wrong(f"its tensors take {end} bytes, but {data} follow")
     shapes = {name: tuple(tensor["shape"]) for name, tensor in fields.items()}
-    return Header(shapes, metadata, sum(math.prod(shape) for shape in shapes.values()))
+    dtypes = {name: tensor["dtype"] for name, tensor in fields.items()}
+    return Header(shapes, metadata, sum(math.prod(shape) for shape in shapes.values()), dtypes)
 
 
 def _extent(name: str, tensor: Any) -> tuple[int, int, str]:

@@ -26,6 +26,7 @@ from daguerre.engine.pipelines import Timer, load
 from daguerre.engine.rendezvous import Call, Meeting, Run
 from daguerre.engine.scheduler import bucket
 from daguerre.errors import BadOutput, DaguerreError
+from daguerre.loras import Loras
 from daguerre.recipe import Draft, Recipe, resolve
 from daguerre.samplers import samplers_for
 
@@ -47,13 +48,22 @@ PATIENCE = 40.0
 _numbers = itertools.count()
 
 
-def job(model: Model, prompt: str, image: Picture | None = None, mask: Mask | None = None, **fields: Any) -> Submission:
+def job(
+    model: Model,
+    prompt: str,
+    image: Picture | None = None,
+    mask: Mask | None = None,
+    all_loras: Loras | None = None,
+    **fields: Any,
+) -> Submission:
     """A submission as the service makes it: the draft's fields over the tests' defaults, resolved against the model."""
     given = {"width": 32, "height": 32, "steps": 3, "seed": 0, "guidance_scale": 4.0, "prompt_syntax": "plain"} | fields
     images = {"image": image, "mask": mask}
     draft = Draft(prompt=prompt, **given, **{name: "" for name, value in images.items() if value is not None})
-    recipe = resolve(draft, model, 0, {})
-    return Submission(f"job-{next(_numbers)}", recipe, model, image, mask)
+    chosen = {} if all_loras is None else all_loras.chosen(draft, model)
+    recipe = resolve(draft, model, 0, {}, loras=chosen)
+    adapters = () if all_loras is None else all_loras.adapters(recipe.loras)
+    return Submission(f"job-{next(_numbers)}", recipe, model, image, mask, adapters=adapters)
 
 
 @dataclass(slots=True)

@@ -2,6 +2,8 @@
 
 from daguerre.engine.engine import Engine, Submission
 from daguerre.engine.events import (
+    AdapterAbsent,
+    AdapterPlaced,
     EngineDied,
     Event,
     ModelAbsent,
@@ -18,6 +20,8 @@ from daguerre.engine.residency import Budgets
 from daguerre.engine.tuning import Tuning
 
 __all__ = [
+    "AdapterAbsent",
+    "AdapterPlaced",
     "Budgets",
     "Engine",
     "EngineDied",

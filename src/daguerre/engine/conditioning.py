@@ -1,7 +1,7 @@
 """Owns conditioning: prompts to embeddings, by Compel where it knows the encoders, kept for when they come again."""
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
@@ -25,8 +25,8 @@ class Conditioning:
         self._cache: OrderedDict[tuple[Any, ...], Embeddings] = OrderedDict()
         self._compel = _compel_for(pipe)
 
-    def arguments(self, recipe: Recipe) -> dict[str, Any]:
-        """What the pipeline is called with instead of, or as, the prompt.
+    def arguments(self, recipe: Recipe, adapted: Hashable = ()) -> dict[str, Any]:
+        """What the pipeline is called with instead of, or as, the prompt. ``adapted``: what the text encoders wear.
 
         Raises:
             InvalidRecipe: the prompt's syntax cannot be read, or the text encoders cannot do what is asked.
@@ -36,7 +36,8 @@ class Conditioning:
                 raise InvalidRecipe([FieldError("clip_skip", f"a {self._pipe.__class__.__name__} cannot skip layers")])
             return {"prompt": recipe.prompt, "negative_prompt": recipe.negative_prompt or None}
         is_guided = recipe.guidance_scale > 1
-        key = (recipe.prompt, recipe.negative_prompt if is_guided else None, recipe.prompt_syntax, recipe.clip_skip)
+        negative = recipe.negative_prompt if is_guided else None
+        key = (recipe.prompt, negative, recipe.prompt_syntax, recipe.clip_skip, adapted)
         if key not in self._cache:
             self._cache[key] = self._encode(recipe, is_guided)
         self._cache.move_to_end(key)

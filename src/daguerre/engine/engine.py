@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from daguerre.catalog import Model
+from daguerre.engine.adapter_cache import AdapterCache, AdapterRead
 from daguerre.engine.events import (
     EngineDied,
     Event,
@@ -34,9 +35,11 @@ from daguerre.engine.scheduler import Entrant, Scheduler, Waiting, bucket, has_p
 from daguerre.engine.tuning import UNTUNED, Tuning
 from daguerre.engine.watchdog import Watchdog
 from daguerre.errors import DaguerreError, JobCancelled, JobFailed, NotReady, OutOfMemory
+from daguerre.loras import Adapter
 from daguerre.recipe import Recipe
 
 if TYPE_CHECKING:
+    from daguerre.engine.adapter_cache import Hosted
     from daguerre.engine.notebook import Notebook
     from daguerre.engine.pace import Pace
     from daguerre.engine.pipelines import Pipeline, Timer
@@ -63,6 +66,7 @@ class Submission:
     image: NDArray[np.uint8] | None = None  # [H, W, 3], in the recipe's size
     mask: NDArray[np.uint8] | None = None  # [H, W], 255 is painted anew
     client: str = ""
+    adapters: tuple[tuple[Adapter, float], ...] = ()  # each with its weight
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,11 +92,25 @@ class Unload:
 
 
 @dataclass(frozen=True, slots=True)
+class PreloadAdapter:
+    """Reads an adapter before anybody asks for a picture with it."""
+
+    adapter: Adapter
+
+
+@dataclass(frozen=True, slots=True)
+class UnloadAdapter:
+    """Lets go of an adapter's weights; pictures under way keep theirs to their end."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
 class Close:
     """Ends every job and then the thread."""
 
 
-Message = Submission | Cancel | Preload | Unload | Close | Loaded
+Message = Submission | Cancel | Preload | Unload | PreloadAdapter | UnloadAdapter | Close | Loaded | AdapterRead
 
 
 @dataclass(slots=True, eq=False)
@@ -105,6 +123,19 @@ class Painting:
     forwards: int  # that it still has to do, as far as is known
     timer: "Timer | None" = None
     record: "Record | None" = None
+    pipeline: "Pipeline | None" = None
+    hosted: list["Hosted"] = field(default_factory=list)
+
+    @property
+    def worn(self) -> list[tuple["Hosted", float]]:
+        """Its adapters in host memory, each with its weight."""
+        weights = [weight for _, weight in self.submission.adapters]
+        return list(zip(self.hosted, weights, strict=True))
+
+    @property
+    def adapters_key(self) -> tuple[Hashable, ...]:
+        """Pictures whose keys differ need other weights: they share no forward."""
+        return tuple((adapter.key, weight) for adapter, weight in self.submission.adapters if weight)
 
     @property
     def job_id(self) -> str:
@@ -115,7 +146,8 @@ class Painting:
     def kind(self) -> tuple[Hashable, ...]:
         """What its calls have in common with those that they may share forwards with."""
         recipe = self.submission.recipe
-        return (self.submission.model.name, recipe.width, recipe.height)
+        kind = (self.submission.model.name, recipe.width, recipe.height)
+        return (*kind, self.adapters_key) if self.adapters_key else kind
 
 
 @dataclass(slots=True)
@@ -127,6 +159,7 @@ class State:
     pace: "Pace[list[Waiting]]"
     records: "Records"
     notebook: "Notebook"
+    adapters: "AdapterCache"
     waiting: list[Painting] = field(default_factory=list)
     running: dict["Run", Painting] = field(default_factory=dict)
     calls: dict["Run", "Call"] = field(default_factory=dict)
@@ -193,6 +226,14 @@ class Engine:
         """Lets go of a model's weights, unless a picture of it is under way; an event tells where they are then."""
         self._inbox.put(Unload(name))
 
+    def load_adapter(self, adapter: Adapter) -> None:
+        """Reads an adapter before anybody asks for a picture with it; an event tells when it is here."""
+        self._inbox.put(PreloadAdapter(adapter))
+
+    def unload_adapter(self, name: str) -> None:
+        """Lets go of an adapter; an event tells so."""
+        self._inbox.put(UnloadAdapter(name))
+
     def submit(self, submission: Submission) -> None:
         """Hands over a job; events tell the rest."""
         self._inbox.put(submission)
@@ -232,9 +273,10 @@ class Engine:
         residency = Residency(
             self._device, self._dtype, self._emit, self._inbox.put, self._budgets, self._tuning, lambda one: warm(one)
         )
+        adapters = AdapterCache(residency.dtype, residency.device.type == "cuda", self._emit, self._inbox.put)
         notebook = Notebook(self._notes, residency.device, residency.dtype)
         scheduler = Scheduler(curve=notebook.read())
-        state = State(residency, scheduler, Pace(residency.device), Records(), notebook)
+        state = State(residency, scheduler, Pace(residency.device), Records(), notebook, adapters)
 
         def warm(pipeline: "Pipeline") -> None:
             if self._tuning.needs_warm_up(residency.device):
@@ -253,6 +295,7 @@ class Engine:
         finally:
             notebook.write(scheduler.curve, least=1)
             watchdog.close()
+            adapters.close()
             residency.close()
 
     def _read_inbox(self, state: State) -> None:
@@ -285,6 +328,12 @@ class Engine:
                     state.residency.drop(name)
             case Loaded():
                 state.residency.take(message, state.in_use)
+            case PreloadAdapter(adapter=adapter):
+                state.adapters.ask(adapter)
+            case UnloadAdapter(name=name):
+                state.adapters.drop(name)
+            case AdapterRead():
+                state.adapters.take(message)
             case Close():
                 for job_id in {painting.job_id for painting in (*state.waiting, *state.running.values())}:
                     self._end_job(state, job_id, JobCancelled("the server is shutting down"))
@@ -316,6 +365,8 @@ class Engine:
         in_use = state.in_use
         if state.residency.is_turn:
             in_use |= {painting.submission.model.name for painting in state.waiting}
+        dressed = {painting for painting in list(state.waiting) if self._is_dressed(state, painting)}
+        state.adapters.settle()
         ready: dict[Painting, Pipeline] = {}
         failed: dict[str, DaguerreError] = {}
         crowded_out: str | None = None
@@ -329,8 +380,9 @@ class Engine:
                 failed[model.name] = error
                 continue
             if pipeline is not None:
-                ready[painting] = pipeline
                 in_use.add(model.name)
+                if painting in dressed:
+                    ready[painting] = pipeline
             elif state.residency.is_crowded_out(model) and not state.residency.is_turn:
                 crowded_out = model.name
         for painting in [painting for painting in state.waiting if painting.submission.model.name in failed]:
@@ -338,6 +390,16 @@ class Engine:
         self._preload(state, in_use)
         state.residency.forget_failures()
         return ready
+
+    def _is_dressed(self, state: State, painting: Painting) -> bool:
+        """Whether its adapters are in host memory; those that are not are asked for."""
+        try:
+            hosted = state.adapters.find([adapter for adapter, _ in painting.submission.adapters])
+        except DaguerreError as error:
+            self._end_job(state, painting.job_id, error)
+            return False
+        painting.hosted = hosted or []
+        return hosted is not None
 
     def _preload(self, state: State, in_use: set[str]) -> None:
         for model in list(state.preloads):
@@ -358,7 +420,8 @@ class Engine:
         painting.record = Record(state.records)
         run = self._make_run(painting, pipeline)
         state.running[run] = painting
-        self._advance(state, run, run.resume)
+        painting.pipeline = pipeline
+        self._advance(state, run, lambda: _start(run, painting, pipeline))
 
     def _make_run(self, painting: Painting, pipeline: "Pipeline") -> "Run":
         from daguerre.engine.pipelines import Timer
@@ -385,8 +448,11 @@ class Engine:
 
     def _forward(self, state: State, calls: list["Call"], picked: list[Waiting]) -> None:
         rows = sum(call.rows for call in calls)
-        state.pace.begin()
+        painting = state.running[calls[0].run]
+        assert painting.pipeline is not None
         try:
+            painting.pipeline.adapters.wear_on_denoiser(painting.worn)
+            state.pace.begin()
             outputs = calls[0].meeting.forward(calls, bucket(rows) if _can_share(picked[0]) else rows)
         except Exception as error:
             self._forward_failed(state, calls, picked, error)
@@ -469,7 +535,7 @@ class Engine:
         run = self._make_run(painting, pipeline)
         with pipeline.tiled_decode():
             try:
-                outcome = run.resume()
+                outcome = _start(run, painting, pipeline)
                 while isinstance(outcome, Call):
                     answer = painting.record.answer(state.residency.device)
                     outcome = run.fail(error) if answer is None else run.resume(answer)
@@ -509,6 +575,12 @@ class Engine:
             self._emit(RunEnded(job_id, _without_frames(error)))
 
 
+def _start(run: "Run", painting: Painting, pipeline: "Pipeline") -> Any:
+    """Goes to its first call, for which the prompt is encoded: the text encoders wear its adapters by then."""
+    pipeline.adapters.wear_on_encoders(painting.worn)
+    return run.resume()
+
+
 def _waiting(painting: Painting, call: "Call") -> Waiting:
     """A call as the scheduler sees it."""
     # A reproducible run shares no forward: its rows then always lie in a batch of the same size.
@@ -516,7 +588,7 @@ def _waiting(painting: Painting, call: "Call") -> Waiting:
     return Waiting(
         run=call.run,
         key=(*painting.kind, id(call.run)) if is_alone else call.key,
-        place=painting.submission.model.name,
+        place=(painting.submission.model.name, painting.adapters_key),
         rows=call.rows,
         forwards=max(1, painting.forwards),
         since=painting.since,

@@ -50,6 +50,22 @@ class ModelPlaced:
 
 
 @dataclass(frozen=True, slots=True)
+class AdapterPlaced:
+    """An adapter is there now: in host memory, ready to be used, or on disk only."""
+
+    adapter: str
+    place: Place
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterAbsent:
+    """An adapter could not be read; jobs that wait for it fail one by one with their own events."""
+
+    adapter: str
+    error: DaguerreError
+
+
+@dataclass(frozen=True, slots=True)
 class ModelAbsent:
     """A model could not be loaded; jobs that wait for it fail one by one with their own events."""
 
@@ -101,4 +117,16 @@ class EngineDied:
     error: DaguerreError
 
 
-Event = ModelLoading | ModelReady | ModelPlaced | ModelAbsent | Started | Stepped | Painted | RunEnded | EngineDied
+Event = (
+    ModelLoading
+    | ModelReady
+    | ModelPlaced
+    | ModelAbsent
+    | AdapterPlaced
+    | AdapterAbsent
+    | Started
+    | Stepped
+    | Painted
+    | RunEnded
+    | EngineDied
+)

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from daguerre.catalog import Model
+from daguerre.engine.adapters import Adapters
 from daguerre.engine.conditioning import Conditioning
 from daguerre.engine.events import Place
 from daguerre.engine.loading import read_pipe
@@ -121,6 +122,7 @@ class Pipeline:
         modules = [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
         self._weights = Weights(modules, device)
         self._pipes: dict[Mode, Any] = {"txt2img": pipe}
+        self.adapters = Adapters(pipe)
         self._conditioning = Conditioning(pipe, frozenset(inspect.signature(pipe.__call__).parameters))
 
     @property
@@ -149,6 +151,7 @@ class Pipeline:
         """Computes no more until it is moved to the device again; what it holds there is given back."""
         self._weights.leave_device()
         self._conditioning.forget()
+        self.adapters.leave_device()
         self.place = "host"
 
     def _pipe_for(self, mode: Mode) -> Any:
@@ -196,7 +199,7 @@ class Pipeline:
         pipe = self._pipe_for(recipe.mode)
         shell = copy.copy(pipe)
         shell.scheduler = self._scheduler(recipe.scheduler)
-        arguments = self._conditioning.arguments(recipe)
+        arguments = self._conditioning.arguments(recipe, self.adapters.encoders_key)
         timer.encoded = time.perf_counter()
 
         def after_step(_shell: Any, step: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:

@@ -30,6 +30,8 @@ STATUSES: dict[type[DaguerreError], tuple[int, str]] = {
     errors.KeyReused: (422, "Idempotency-Key reused"),
     errors.StorageFailed: (503, "Storage failed"),
     errors.DiskLow: (503, "Disk low"),
+    errors.LoraNotFound: (404, "LoRA not found"),
+    errors.LoraIncompatible: (422, "LoRA does not fit"),
     errors.ModelNotPulled: (404, "Model not on this machine"),
     errors.QueueFull: (503, "Queue full"),
     errors.NotReady: (503, "Not ready"),

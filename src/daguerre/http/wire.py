@@ -217,7 +217,7 @@ def generation_headers(job: Job) -> dict[str, str]:
         "height": image.height,
         "scheduler": recipe.scheduler,
         "style": recipe.style,
-        "loras": [],
+        "loras": [{"name": use.name, "weight": use.weight} for use in recipe.loras],
     }
     phases = msgspec.structs.asdict(job.timings)
     return {

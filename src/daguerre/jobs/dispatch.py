@@ -86,11 +86,12 @@ class Dispatch:
     async def _submission(self, job: Job) -> Submission:
         recipe, inputs = job.recipe, self._service.inputs(job.id)
         model = self._service.catalog.model(recipe.model)
+        adapters = self._service.loras.adapters(recipe.loras)
         if inputs is None:
-            return Submission(job.id, recipe, model, client=job.client)
+            return Submission(job.id, recipe, model, client=job.client, adapters=adapters)
         loop = asyncio.get_running_loop()
         image, mask = await loop.run_in_executor(self._codec, inputs.fitted, (recipe.width, recipe.height))
-        return Submission(job.id, recipe, model, image, mask, job.client)
+        return Submission(job.id, recipe, model, image, mask, job.client, adapters)
 
     def cancel(self, job_id: str, error: DaguerreError) -> None:
         """Stops a job that the engine has."""

@@ -32,6 +32,7 @@ from daguerre.jobs.forecast import Forecast, Place
 from daguerre.jobs.hub import Hub
 from daguerre.jobs.inputs import Inputs
 from daguerre.jobs.queue import Queue
+from daguerre.loras import Loras
 from daguerre.store.files import Files
 from daguerre.store.jobs import JobRows, Key
 
@@ -72,6 +73,7 @@ class JobService:
     def __init__(
         self,
         catalog: Catalog,
+        loras: Loras,
         rows: JobRows,
         files: Files,
         cancel_run: Callable[[str, DaguerreError], None],
@@ -81,6 +83,7 @@ class JobService:
         result_ttl: float,
     ) -> None:
         self.catalog = catalog
+        self.loras = loras
         self.queue = Queue()
         self.limits = limits
         self._hub = Hub()
@@ -223,7 +226,8 @@ class JobService:
         model = self.catalog.model(draft.model)
         seed = random.randrange(recipe.RANDOM_SEEDS)
         size = None if inputs is None else inputs.image.size
-        whole = recipe.resolve(draft, model, seed, self.catalog.styles, size)
+        chosen = self.loras.chosen(draft, model)
+        whole = recipe.resolve(draft, model, seed, self.catalog.styles, size, chosen)
         if self.waiting >= self.limits.queue:
             raise QueueFull(f"{self.limits.queue} jobs are waiting already", self._forecast.seconds_a_job)
         return Job(id=new_id(), recipe=whole, created_at=time.time(), client=client, is_attached=is_attached)

@@ -1,0 +1,198 @@
+"""Owns adapters in host memory: reading them from their files on a thread of its own, and keeping those used lately."""
+
+import json
+import logging
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any
+
+from daguerre import adapterfile
+from daguerre.engine.events import AdapterAbsent, AdapterPlaced, Event
+from daguerre.errors import CatalogError, DaguerreError, FieldError, InvalidRecipe
+from daguerre.loras import Adapter
+
+if TYPE_CHECKING:
+    import torch
+
+    from daguerre.engine.factors import Change
+
+log = logging.getLogger(__name__)
+
+#: Bytes of host memory that adapters may take: two dozen of rank 16 on all of SDXL.
+BUDGET = 2 << 30
+
+
+@dataclass(slots=True, eq=False)
+class Hosted:
+    """An adapter in host memory: the changes of the layers that its file names, in the engine's dtype."""
+
+    adapter: Adapter
+    file: adapterfile.AdapterFile
+    changes: "Mapping[str, Change]"
+    bytes: int  # in host memory
+    is_kept: bool = True  # by the cache; else by pictures under way at most
+
+    @property
+    def name(self) -> str:
+        """Its name in the catalogue."""
+        return self.adapter.name
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """What tells it from every other, and from what its file held before."""
+        return self.adapter.key
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterRead:
+    """The reader's answer to a wish: an adapter in host memory, or why there is none."""
+
+    adapter: Adapter
+    outcome: Hosted | DaguerreError
+
+
+class AdapterCache:
+    """The adapters in host memory, least recently used first. Used by the engine thread; its reader only reads."""
+
+    def __init__(
+        self,
+        dtype: "torch.dtype",
+        is_pinned: bool,
+        emit: Callable[[Event], None],
+        inbox: Callable[[AdapterRead], None],
+        budget: int = BUDGET,
+    ) -> None:
+        self._dtype = dtype
+        self._is_pinned = is_pinned
+        self._emit = emit
+        self._inbox = inbox
+        self._budget = budget
+        self._hosted: OrderedDict[Adapter, Hosted] = OrderedDict()
+        self._failed: dict[Adapter, DaguerreError] = {}
+        self._reading: set[Adapter] = set()
+        self._wanted: set[Adapter] = set()
+        self._wishes: SimpleQueue[Adapter | None] = SimpleQueue()
+        threading.Thread(target=self._read_for_ever, name="daguerre-adapters", daemon=True).start()
+
+    def find(self, adapters: Sequence[Adapter]) -> list[Hosted] | None:
+        """All of these, if they are here; else those that are not are asked for.
+
+        Raises:
+            DaguerreError: one was asked for and could not be read; after `settle`, the next call asks again.
+        """
+        for adapter in adapters:
+            if adapter in self._failed:
+                raise self._failed[adapter]
+            self._wanted.add(adapter)
+            self.ask(adapter)
+        if any(adapter not in self._hosted for adapter in adapters):
+            return None
+        return [self._hosted[adapter] for adapter in adapters]
+
+    def ask(self, adapter: Adapter) -> None:
+        """Wants it to be here soon, and to stay for a while."""
+        if adapter in self._hosted:
+            self._hosted.move_to_end(adapter)
+        elif adapter not in self._reading:
+            self._reading.add(adapter)
+            self._wishes.put(adapter)
+
+    def settle(self) -> None:
+        """All who wait have been seen to: what none of them wants makes room, and failures have been told."""
+        idle = [adapter for adapter in self._hosted if adapter not in self._wanted]
+        while idle and sum(hosted.bytes for hosted in self._hosted.values()) > self._budget:
+            self._drop(idle.pop(0))
+        self._wanted.clear()
+        self._failed.clear()
+
+    def take(self, read: AdapterRead) -> None:
+        """Takes in what the reader brought."""
+        self._reading.discard(read.adapter)
+        if isinstance(read.outcome, DaguerreError):
+            self._failed[read.adapter] = read.outcome
+            self._emit(AdapterAbsent(read.adapter.name, read.outcome))
+        else:
+            self._hosted[read.adapter] = read.outcome
+            self._emit(AdapterPlaced(read.adapter.name, "host"))
+
+    def drop(self, name: str) -> None:
+        """Lets go of all that has this name."""
+        for adapter in [adapter for adapter in self._hosted if adapter.name == name]:
+            self._drop(adapter)
+        self._emit(AdapterPlaced(name, "disk"))
+
+    def _drop(self, adapter: Adapter) -> None:
+        self._hosted.pop(adapter).is_kept = False
+        if all(other.name != adapter.name for other in self._hosted):
+            self._emit(AdapterPlaced(adapter.name, "disk"))
+
+    def close(self) -> None:
+        """Ends the reader."""
+        self._wishes.put(None)
+        self._hosted.clear()
+
+    def _read_for_ever(self) -> None:
+        while (adapter := self._wishes.get()) is not None:
+            self._inbox(AdapterRead(adapter, self._read(adapter)))
+
+    def _read(self, adapter: Adapter) -> Hosted | DaguerreError:
+        try:
+            return read(adapter, self._dtype, self._is_pinned)
+        except CatalogError as error:
+            return InvalidRecipe([FieldError("loras", f"{adapter.name!r} cannot be used: {error}")])
+        except Exception:  # libraries fail on files in many ways
+            log.exception("adapter %s could not be read", adapter.name)
+            return CatalogError(f"LoRA {adapter.name!r} could not be read; the server's log says why")
+
+
+def read(adapter: Adapter, dtype: "torch.dtype", is_pinned: bool = False) -> Hosted:
+    """Reads an adapter's file into host memory, page-locked if a device is to fetch it from there.
+
+    Raises:
+        CatalogError: the file is no adapter, or holds numbers that are not finite.
+        OSError: it cannot be read.
+    """
+    import safetensors.torch
+
+    from daguerre.engine import factors
+
+    file = adapterfile.read(adapter.path)
+    # Read as a whole, not mapped: a file that is overwritten meanwhile must not end the process.
+    data = adapter.path.read_bytes()
+    try:
+        tensors = safetensors.torch.load(data)
+    except (safetensors.SafetensorError, KeyError, ValueError):
+        raise CatalogError("its file changed while it was read") from None
+    told = _told_alphas(file.metadata)
+    changes: dict[str, Change] = {}
+    for name, layer in file.layers.items():
+        parts = {part: tensors[tensor] for part, tensor in layer.tensors.items()}
+        alpha = parts.pop("alpha", None)
+        made = factors.change(layer, parts, told(name, layer.rank) if alpha is None else float(alpha), dtype)
+        if not all(bool(tensor.isfinite().all()) for tensor in made.tensors):
+            raise CatalogError(f"layer {name[:120]!r} holds numbers that are not finite in {str(dtype)[6:]}")
+        changes[name] = type(made)(*(tensor.pin_memory() for tensor in made.tensors)) if is_pinned else made
+    held = sum(tensor.nbytes for made in changes.values() for tensor in made.tensors)
+    return Hosted(adapter, file, changes, held)
+
+
+def _told_alphas(metadata: Mapping[str, str]) -> Callable[[str, int], float | None]:
+    """What diffusers writes of alpha beside the tensors: for each part, and for the layers that have another."""
+    try:
+        told = json.loads(metadata.get("lora_adapter_metadata", "{}"))
+    except ValueError:
+        raise CatalogError("its lora_adapter_metadata is no JSON") from None
+
+    def alpha(name: str, rank: int) -> float | None:
+        part, _, path = name.partition(".")
+        patterns = told.get(f"{part}.alpha_pattern")
+        own = patterns.get(path) if isinstance(patterns, dict) else None
+        found = told.get(f"{part}.lora_alpha") if own is None else own
+        if not isinstance(found, int | float):
+            return None
+        return float(found) * (rank**0.5 if told.get(f"{part}.use_rslora") else 1.0)
+
+    return alpha if isinstance(told, dict) else lambda _name, _rank: None

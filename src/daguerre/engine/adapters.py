@@ -1,0 +1,237 @@
+"""Owns adapters in place: slots on the layers of a pipeline, and copying the weights of adapters into them.
+
+A layer that an adapter changes gets a slot once: its forward then adds what the slot holds. The tensors of a slot are
+allocated for a rank of a few sizes and stay; all adapters that are used together lie in them side by side, each
+with its weight. Switching is a copy into them: nothing is loaded, built or compiled anew. For the engine thread only.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from daguerre import adapterfile
+from daguerre.engine.adapter_cache import Hosted
+from daguerre.engine.factors import Change, Kronecker, LowRank, rows_of
+from daguerre.errors import CatalogError, FieldError, InvalidRecipe
+from daguerre.layernames import DENOISERS, ENCODERS
+
+#: The ranks that slots are allocated for double from here on.
+LEAST_RANK = 8
+
+#: Adapters and their weights.
+Worn = Sequence[tuple[Hosted, float]]
+
+
+@dataclass(slots=True)
+class Slot:
+    """What is added to one layer, a Linear or a Conv2d: ``up.T @ down`` and any number of Kronecker products."""
+
+    layer: Any
+    is_used: bool = False
+    down: torch.Tensor | None = None  # [rank, columns], as the layer's weight: [rank, inputs, height, width]
+    up: torch.Tensor | None = None  # [rank, rows]
+    kroneckers: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
+
+    def attach(self) -> None:
+        """From now on the layer computes with what the slot holds."""
+        compute, layer = self.layer.forward, self.layer
+
+        def forward(x: torch.Tensor) -> torch.Tensor:
+            output: torch.Tensor = compute(x)
+            return self._added(x, output) if self.is_used else output
+
+        layer.forward = forward
+
+    def _added(self, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+        is_linear = isinstance(self.layer, nn.Linear)
+        if self.up is not None and self.down is not None:
+            if is_linear:
+                output = output + functional.linear(x, self.down) @ self.up
+            else:
+                output = output + functional.conv2d(self._convolved(x, self.down), self.up.T[..., None, None])
+        for outer, inner in self.kroneckers:
+            output = output + (_kron_linear(x, outer, inner) if is_linear else self._kron_convolved(x, outer, inner))
+        return output
+
+    def _convolved(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        layer = self.layer
+        return functional.conv2d(x, weight, None, layer.stride, layer.padding, layer.dilation)
+
+    def _kron_convolved(self, x: torch.Tensor, outer: torch.Tensor, inner: torch.Tensor) -> torch.Tensor:
+        """The inputs in ``b`` groups go through the inner convolution; the outer matrix mixes what comes of them."""
+        count, groups = x.shape[0], outer.shape[1]
+        y = self._convolved(x.reshape(count * groups, -1, *x.shape[2:]), inner)
+        return torch.einsum("ab,nbchw->nachw", outer, y.unflatten(0, (count, groups))).flatten(1, 2)
+
+    def fill(self, changes: Sequence[tuple[Change, float]]) -> None:
+        """Puts these in, each with its weight, and nothing else."""
+        low = [(change, weight) for change, weight in changes if isinstance(change, LowRank)]
+        krons = [(change, weight) for change, weight in changes if isinstance(change, Kronecker)]
+        self._fill_low(low)
+        self._fill_kroneckers(krons)
+        self.is_used = True
+
+    def _fill_low(self, changes: Sequence[tuple[LowRank, float]]) -> None:
+        rank = sum(change.down.shape[0] for change, _ in changes)
+        if rank == 0 and self.up is None:
+            return
+        down, up = self._room(rank)
+        begin = 0
+        for change, weight in changes:
+            end = begin + change.down.shape[0]
+            down[begin:end].copy_(change.down.view(-1, *down.shape[1:]), non_blocking=True)
+            rows = up[begin:end].copy_(change.up, non_blocking=True)
+            if weight != 1.0:
+                rows.mul_(weight)
+            begin = end
+        up[begin:].zero_()
+
+    def _room(self, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tensors for that rank at least, on the layer's device."""
+        weight = self.layer.weight
+        if self.down is None or self.up is None or self.up.shape[0] < rank:
+            size = LEAST_RANK
+            while size < rank:
+                size *= 2
+            self.down = weight.new_zeros(size, *weight.shape[1:])
+            self.up = weight.new_zeros(size, weight.shape[0])
+        return self.down, self.up
+
+    def _fill_kroneckers(self, changes: Sequence[tuple[Kronecker, float]]) -> None:
+        free, self.kroneckers = self.kroneckers, []
+        for change, weight in changes:
+            inner = self._as_kernel(change)
+            shapes = (change.outer.shape, inner.shape)
+            pair = next((pair for pair in free if (pair[0].shape, pair[1].shape) == shapes), None)
+            if pair is None:
+                pair = self.layer.weight.new_empty(shapes[0]), self.layer.weight.new_empty(shapes[1])
+            else:
+                free = [other for other in free if other is not pair]
+            pair[0].copy_(change.outer, non_blocking=True)
+            pair[0].mul_(weight)
+            pair[1].copy_(inner, non_blocking=True)
+            self.kroneckers.append(pair)
+
+    def _as_kernel(self, change: Kronecker) -> torch.Tensor:
+        if isinstance(self.layer, nn.Linear):
+            return change.inner
+        rows, inputs = change.inner.shape[0], self.layer.weight.shape[1] // change.outer.shape[1]
+        return change.inner.view(rows, inputs, *self.layer.weight.shape[2:])
+
+
+def _kron_linear(x: torch.Tensor, outer: torch.Tensor, inner: torch.Tensor) -> torch.Tensor:
+    y = functional.linear(x.unflatten(-1, (outer.shape[1], -1)), inner)  # [..., b, c]
+    return (outer @ y).flatten(-2)
+
+
+class Wardrobe:
+    """The slots of some modules of a pipeline, and what lies in them now."""
+
+    def __init__(self, parts: Iterable[str]) -> None:
+        self.parts = frozenset(parts)
+        self.key: tuple[Any, ...] = ()
+        self._slots: dict[str, Slot] = {}
+        self._used: set[str] = set()
+
+    def wear(self, worn: Worn, fitted: Mapping[Hosted, Mapping[str, Change]], layers: Mapping[str, Any]) -> None:
+        """Puts these adapters on, and takes all others off."""
+        own = [(hosted, weight) for hosted, weight in worn if weight and self._concerns(fitted[hosted])]
+        key = tuple((hosted.key, weight) for hosted, weight in own)
+        if key == self.key:
+            return
+        self.key = ("changing",)  # if a copy fails half-way, whoever comes next starts from nothing
+        changes: dict[str, list[tuple[Change, float]]] = {}
+        for hosted, weight in own:
+            for name, change in fitted[hosted].items():
+                if name.partition(".")[0] in self.parts:
+                    changes.setdefault(name, []).append((change, weight))
+        for name in self._used - changes.keys():
+            self._slots[name].is_used = False
+        for name, found in changes.items():
+            self._used.add(name)
+            self._slot(name, layers).fill(found)
+        self._used = set(changes)
+        self.key = key
+
+    def _concerns(self, changes: Mapping[str, Change]) -> bool:
+        return any(name.partition(".")[0] in self.parts for name in changes)
+
+    def _slot(self, name: str, layers: Mapping[str, Any]) -> Slot:
+        if name not in self._slots:
+            self._slots[name] = Slot(layers[name])
+            self._slots[name].attach()
+        return self._slots[name]
+
+    def empty(self) -> None:
+        """Gives back the memory of all slots."""
+        for slot in self._slots.values():
+            slot.is_used, slot.down, slot.up, slot.kroneckers = False, None, None, []
+        self._used, self.key = set(), ()
+
+
+class Adapters:
+    """The adapters of one pipeline: those of its denoiser change between forwards, its encoders' between prompts."""
+
+    def __init__(self, pipe: Any) -> None:
+        parts = {name: getattr(pipe, name, None) for name in (*DENOISERS, *ENCODERS)}
+        self._layers = {
+            f"{part}.{path}": layer
+            for part, module in parts.items()
+            if module is not None
+            for path, layer in module.named_modules()
+            if isinstance(layer, nn.Linear | nn.Conv2d) and getattr(layer, "groups", 1) == 1
+        }
+        self._fitted: dict[Hosted, dict[str, Change]] = {}
+        self._denoiser = Wardrobe(DENOISERS)
+        self._encoders = Wardrobe(ENCODERS)
+
+    @property
+    def encoders_key(self) -> tuple[Any, ...]:
+        """What the text encoders wear: prompts encoded under one key are of no use under another."""
+        return self._encoders.key
+
+    def wear_on_encoders(self, worn: Worn) -> None:
+        """Before a prompt is encoded.
+
+        Raises:
+            InvalidRecipe: an adapter does not fit this pipeline.
+        """
+        self._fit(worn)
+        self._encoders.wear(worn, self._fitted, self._layers)
+
+    def wear_on_denoiser(self, worn: Worn) -> None:
+        """Before a forward of runs that agree in these."""
+        self._fit(worn)
+        self._denoiser.wear(worn, self._fitted, self._layers)
+
+    def leave_device(self) -> None:
+        """Takes everything off and gives the memory back."""
+        self._denoiser.empty()
+        self._encoders.empty()
+
+    def _fit(self, worn: Worn) -> None:
+        """Holds adapters against the layers, once each; those that nobody else holds any more are forgotten."""
+        wanted = {hosted for hosted, _ in worn}
+        if wanted <= self._fitted.keys():
+            return
+        self._fitted = {hosted: changes for hosted, changes in self._fitted.items() if hosted.is_kept}
+        for hosted in wanted - self._fitted.keys():
+            try:
+                self._fitted[hosted] = self._changes(hosted)
+            except CatalogError as error:
+                raise InvalidRecipe([FieldError("loras", f"{hosted.name!r} cannot be used: {error}")]) from None
+
+    def _changes(self, hosted: Hosted) -> dict[str, Change]:
+        shapes = {name: tuple(layer.weight.shape) for name, layer in self._layers.items()}
+        found: dict[str, Change] = {}
+        for name, targets in adapterfile.match(hosted.file, shapes).items():
+            change, begin = hosted.changes[name], 0
+            for target in targets:
+                end = begin + shapes[target][0]
+                found[target] = rows_of(change, begin, end) if isinstance(change, LowRank) and targets[1:] else change
+                begin = end
+        return found
