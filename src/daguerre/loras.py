@@ -1,4 +1,4 @@
-"""Owns the catalogue of LoRAs: what lies in ``weights/loras``, what catalog.toml says of it, and which models it fits."""
+"""Owns the catalogue of LoRAs: what lies in ``weights/loras``, what catalog.toml says of it, and what it fits."""
 
 import functools
 import logging

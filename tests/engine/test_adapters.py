@@ -1,4 +1,4 @@
-"""Adapters: of every layout and kind, pictures equal those of plain diffusers; runs in company keep their own."""
+"""Adapters of every layout and kind: pictures equal those of plain diffusers; runs in company keep their own."""
 
 import contextlib
 from collections.abc import Iterator
@@ -7,14 +7,17 @@ from typing import Any
 
 import diffusers
 import lorafiles
+import original
 import pytest
 import torch
-from harness import THIRD_PARTY, difference, job, paint_all
-from lorafiles import ATTENTION, CONVOLUTIONS, Tensors, layers
+from harness import THIRD_PARTY, Darkroom, difference, job, paint_all
+from lorafiles import ATTENTION, CONVOLUTIONS, FEED_FORWARD, PROJECTIONS, Tensors, kohya, layers
 
-from daguerre import catalog
+from daguerre import adapterfile, catalog
 from daguerre.catalog import Catalog, Model
-from daguerre.engine import Submission
+from daguerre.engine import Submission, pipelines
+from daguerre.engine.adapter_cache import AdapterCache, Hosted, read
+from daguerre.errors import InvalidRecipe
 from daguerre.loras import Loras
 from daguerre.recipe import LoraWish
 
@@ -82,7 +85,7 @@ def levels(image: torch.Tensor) -> Any:
 @contextlib.contextmanager
 def changed(pipe: Any, deltas: Tensors, weight: float = 1.0) -> Iterator[None]:
     """While it lasts, these are added to the pipeline's own weights: what every adapter means."""
-    targets = {name: pipe.get_parameter_of(name) if False else _weight(pipe, name) for name in deltas}
+    targets = {name: _weight(pipe, name) for name in deltas}
     before = {name: target.data.clone() for name, target in targets.items()}
     for name, target in targets.items():
         target.data += weight * deltas[name].view(target.shape)
@@ -97,15 +100,12 @@ def _weight(pipe: Any, name: str) -> torch.nn.Parameter:
     return weight
 
 
-def products(tensors: Tensors, part: str, alpha: float | None = None) -> Tensors:
-    """The weights that a LoRA in diffusers' layout makes, by ``part.path``."""
+def products(tensors: Tensors, names: dict[str, str], alpha: float = 2.0) -> Tensors:
+    """The weights that a LoRA in kohya's layout makes, by ``part.path``."""
     found = {}
-    for name, down in tensors.items():
-        if name.startswith(part + ".") and name.endswith(".lora_A.weight"):
-            path = name.removesuffix(".lora_A.weight")
-            up = tensors[f"{path}.lora_B.weight"]
-            scale = 1.0 if alpha is None else alpha / down.shape[0]
-            found[path] = (up.flatten(1) @ down.flatten(1)) * scale
+    for name, path in names.items():
+        down, up = tensors[f"{name}.lora_down.weight"], tensors[f"{name}.lora_up.weight"]
+        found[path] = (up.flatten(1) @ down.flatten(1)) * alpha / down.shape[0]
     return found
 
 
@@ -128,3 +128,346 @@ def test_diffusers_own_layout(shelf: Shelf, name: str) -> None:
     assert difference(ours, levels(plain(pipe, submission))) <= 1
     assert difference(ours_without, bare) <= 1
     assert difference(ours, bare) > 8
+
+
+@pytest.mark.parametrize("name", ["sd15", "sdxl"])
+def test_kohyas_layout(shelf: Shelf, name: str) -> None:
+    """Flat names and an alpha."""
+    pipe = pipe_of(shelf.catalog.model(name))
+    found = {kohya(path): layer for path, layer in layers(pipe.unet, ATTENTION + FEED_FORWARD).items()}
+    path = shelf.put("style", lorafiles.flat_lora(found))
+    submission = shelf.job(name, loras={"style": 1.3})
+    pipe.load_lora_weights(path.parent, weight_name=path.name, adapter_name="style")
+    pipe.set_adapters(["style"], [1.3])
+    (ours,) = painted(submission)
+    assert difference(ours, levels(plain(pipe, submission))) <= 1
+
+
+@pytest.mark.parametrize("prefix", ["lora_unet_", "diffusion_model."])
+@pytest.mark.parametrize("name", ["sd15", "sdxl"])
+def test_the_names_of_the_original_checkpoint(shelf: Shelf, name: str, prefix: str) -> None:
+    """AUTOMATIC1111's layout, of every layer that a LoRA may change: input, middle and output blocks."""
+    pipe = pipe_of(shelf.catalog.model(name))
+    names = {tensor.data_ptr(): name.removesuffix(".weight") for name, tensor in original.tensors_of(pipe).items()}
+    every = {path: layer for path, layer in pipe.unet.named_modules() if hasattr(layer, "weight")}
+    every = {path: layer for path, layer in every.items() if layer.weight.ndim in (2, 4)}
+    assert any("upsamplers" in path for path in every)
+    found = {}
+    for path, layer in every.items():
+        own = names[layer.weight.data_ptr()].removeprefix("model.diffusion_model.")
+        found[prefix + (own.replace(".", "_") if prefix.endswith("_") else own)] = path, layer
+    tensors = lorafiles.flat_lora({name: layer for name, (_, layer) in found.items()})
+    shelf.put("style", tensors)
+    submission = shelf.job(name, loras={"style": 0.4})
+    with changed(pipe, products(tensors, {name: f"unet.{path}" for name, (path, _) in found.items()}), 0.4):
+        expected = levels(plain(pipe, submission))
+    (ours,) = painted(submission)
+    assert difference(ours, expected) <= 1
+    assert difference(ours, levels(plain(pipe, submission))) > 8
+
+
+def test_diffusers_layout_from_before_peft(shelf: Shelf) -> None:
+    """``attn1.processor.to_q_lora.down.weight``."""
+    pipe = pipe_of(shelf.catalog.model("sd15"))
+    found = layers(pipe.unet, ("to_q", "to_k", "to_v", "to_out.0"))
+    tensors, deltas = {}, {}
+    for path, layer in found.items():
+        made = lorafiles.lora(layer)
+        attention, _, kind = path.removesuffix(".0").rpartition(".")
+        name = f"unet.{attention}.processor.{kind}_lora"
+        tensors |= {f"{name}.{part}.weight": tensor for part, tensor in made.items()}
+        deltas[f"unet.{path}"] = made["up"] @ made["down"]
+    shelf.put("style", tensors)
+    submission = shelf.job("sd15", loras={"style": 1.0})
+    with changed(pipe, deltas):
+        expected = levels(plain(pipe, submission))
+    assert difference(painted(submission)[0], expected) <= 1
+
+
+def flux_names(pipe: Any) -> dict[str, Any]:
+    """Layers of the tiny FLUX as its makers name them; those that were one there are put together."""
+    double, single = pipe.transformer.transformer_blocks[0], pipe.transformer.single_transformer_blocks[0]
+
+    def fused(*parts: Any) -> Any:
+        return torch.nn.Linear(parts[0].in_features, sum(part.out_features for part in parts))
+
+    return {
+        "double_blocks_0_img_attn_qkv": fused(double.attn.to_q, double.attn.to_k, double.attn.to_v),
+        "double_blocks_0_txt_attn_qkv": fused(double.attn.add_q_proj, double.attn.add_k_proj, double.attn.add_v_proj),
+        "double_blocks_0_img_attn_proj": double.attn.to_out[0],
+        "double_blocks_0_txt_attn_proj": double.attn.to_add_out,
+        "double_blocks_0_img_mlp_0": double.ff.net[0].proj,
+        "double_blocks_0_img_mlp_2": double.ff.net[2],
+        "double_blocks_0_txt_mlp_0": double.ff_context.net[0].proj,
+        "double_blocks_0_txt_mlp_2": double.ff_context.net[2],
+        "double_blocks_0_img_mod_lin": double.norm1.linear,
+        "double_blocks_0_txt_mod_lin": double.norm1_context.linear,
+        "single_blocks_0_linear1": fused(single.attn.to_q, single.attn.to_k, single.attn.to_v, single.proj_mlp),
+        "single_blocks_0_linear2": single.proj_out,
+        "single_blocks_0_modulation_lin": single.norm.linear,
+    }
+
+
+def test_flux_in_kohyas_layout(shelf: Shelf) -> None:
+    """The original's fused layers, against load_lora_weights."""
+    pipe = pipe_of(shelf.catalog.model("flux"))
+    tensors = lorafiles.flat_lora({f"lora_unet_{name}": layer for name, layer in flux_names(pipe).items()})
+    path = shelf.put("style", tensors)
+    submission, without = shelf.job("flux", loras={"style": 0.6}), shelf.job("flux")
+    bare = levels(plain(pipe, without))
+    pipe.load_lora_weights(path.parent, weight_name=path.name, adapter_name="style")
+    pipe.set_adapters(["style"], [0.6])
+    ours, ours_without = painted(submission, without)
+    assert difference(ours, levels(plain(pipe, submission))) <= 1
+    assert difference(ours_without, bare) <= 1
+    assert difference(ours, bare) > 8
+
+
+@pytest.mark.parametrize("name", ["flux", "sd3"])
+def test_transformers_in_diffusers_layout(shelf: Shelf, name: str) -> None:
+    """Names below ``transformer``, which are also the beginning of its blocks' names."""
+    pipe = pipe_of(shelf.catalog.model(name))
+    tensors = lorafiles.diffusers_lora({"transformer": layers(pipe.transformer, ATTENTION)})
+    path = shelf.put("style", tensors)
+    submission = shelf.job(name, loras={"style": 0.8})
+    pipe.load_lora_weights(path.parent, weight_name=path.name, adapter_name="style")
+    pipe.set_adapters(["style"], [0.8])
+    assert difference(painted(submission)[0], levels(plain(pipe, submission))) <= 1
+
+
+KINDS = {
+    "loha": lorafiles.loha,
+    "loha of a high rank": lambda layer: lorafiles.loha(layer, rank=12),
+    "lokr": lorafiles.lokr,
+    "lokr decomposed": lambda layer: lorafiles.lokr(layer, rank=2),
+}
+CONVOLVED = {"loha with a core": lambda layer: lorafiles.loha(layer, is_tucker=True)}
+
+
+@pytest.mark.parametrize("kind", [*KINDS, *CONVOLVED])
+@pytest.mark.parametrize("name", ["sd15", "sdxl"])
+def test_lycoris(shelf: Shelf, name: str, kind: str) -> None:
+    """Every kind on matrices and kernels, against the same weights added to the model's own."""
+    pipe = pipe_of(shelf.catalog.model(name))
+    endings = CONVOLUTIONS[:2] if kind in CONVOLVED else ATTENTION + CONVOLUTIONS
+    found = {kohya(path): (f"unet.{path}", layer) for path, layer in layers(pipe.unet, endings).items()}
+    tensors, deltas = lorafiles.lycoris(found, (KINDS | CONVOLVED)[kind])
+    shelf.put("style", tensors)
+    submission = shelf.job(name, loras={"style": 0.5})
+    with changed(pipe, deltas, 0.5):
+        expected = levels(plain(pipe, submission))
+    (ours,) = painted(submission)
+    assert difference(ours, expected) <= 1
+    assert difference(ours, levels(plain(pipe, submission))) > 4
+
+
+def test_a_core_between_the_matrices_of_a_lora(shelf: Shelf) -> None:
+    """LoCon's third tensor: ``lora_mid``."""
+    pipe = pipe_of(shelf.catalog.model("sd15"))
+    tensors, deltas = {}, {}
+    for path, layer in layers(pipe.unet, ("conv1",)).items():
+        rows, inputs, *kernel = layer.weight.shape
+        made = {"down": torch.randn(3, inputs, 1, 1) * 0.2, "up": torch.randn(rows, 3, 1, 1) * 0.3}
+        made["mid"] = torch.randn(3, 3, *kernel) * 0.3
+        tensors |= {f"{kohya(path)}.lora_{part}.weight": tensor for part, tensor in made.items()}
+        deltas[f"unet.{path}"] = torch.einsum(
+            "op,pqhw,qi->oihw", made["up"].flatten(1), made["mid"], made["down"].flatten(1)
+        )
+    shelf.put("style", tensors)
+    submission = shelf.job("sd15", loras={"style": 1.0})
+    with changed(pipe, deltas):
+        expected = levels(plain(pipe, submission))
+    assert difference(painted(submission)[0], expected) <= 1
+
+
+@pytest.mark.parametrize(("name", "encoders"), [("sd15", ("te",)), ("sdxl", ("te1", "te2")), ("flux", ("te1",))])
+def test_text_encoders(shelf: Shelf, name: str, encoders: tuple[str, ...]) -> None:
+    """The prompt is encoded with the adapter, the same prompt beside it without, and each is kept under its own key."""
+    pipe = pipe_of(shelf.catalog.model(name))
+    found = {}
+    for prefix, part in zip(encoders, ("text_encoder", "text_encoder_2"), strict=False):
+        for path, layer in layers(getattr(pipe, part), PROJECTIONS).items():
+            inner = path.removeprefix("text_model.")
+            found[kohya(f"text_model.{inner}", f"lora_{prefix}_")] = f"{part}.{path}", layer
+    tensors = lorafiles.flat_lora({name: layer for name, (_, layer) in found.items()})
+    shelf.put("words", tensors)
+    jobs = [shelf.job(name), shelf.job(name, loras={"words": 0.9}), shelf.job(name, seed=1)]
+    jobs += [shelf.job(name, loras={"words": 0.4}), shelf.job(name, loras={"words": 0.9}, seed=1)]
+    deltas, expected = products(tensors, {name: path for name, (path, _) in found.items()}), []
+    for submission in jobs:
+        weight = submission.recipe.loras[0].weight if submission.recipe.loras else 0.0
+        with changed(pipe, deltas, weight):
+            expected.append(levels(plain(pipe, submission)))
+    for ours, theirs in zip(painted(*jobs), expected, strict=True):
+        assert difference(ours, theirs) <= 1
+    assert difference(expected[0], expected[1]) > 4
+
+
+def test_several_together_and_runs_without_any(shelf: Shelf) -> None:
+    """Up to four at once, of several ranks; runs that differ in adapters or weights at one moment, each as if alone."""
+    pipe = pipe_of(shelf.catalog.model("sd15"))
+    found = layers(pipe.unet, ATTENTION)
+    half = dict(list(found.items())[::2])
+    for i, (part, rank) in enumerate([(found, 4), (half, 7), (found, 16), (half, 1)]):
+        shelf.put(f"style-{i}", lorafiles.diffusers_lora({"unet": part}, rank, seed=i))
+    sets: list[dict[str, float]] = [
+        {},
+        {"style-0": 1.0},
+        {"style-0": 0.5},
+        {"style-1": -0.7},
+        {"style-0": 0.5, "style-1": 0.3},
+        {"style-0": 0.2, "style-1": 0.3, "style-2": -0.4, "style-3": 0.5},
+        {"style-3": 0.8},
+    ]
+    jobs = [shelf.job("sd15", loras=chosen, steps=3 + i % 2, seed=i // 4) for i, chosen in enumerate([*sets, *sets])]
+    outcomes, rows = paint_all(jobs, max_runs=len(jobs))
+    for name in ("style-0", "style-1", "style-2", "style-3"):
+        pipe.load_lora_weights(shelf.folder / "loras", weight_name=f"{name}.safetensors", adapter_name=name)
+    for submission in jobs:
+        uses = submission.recipe.loras
+        if uses:
+            pipe.enable_lora()
+            pipe.set_adapters([use.name for use in uses], [use.weight for use in uses])
+        else:
+            pipe.disable_lora()
+        theirs = levels(plain(pipe, submission))
+        assert difference(outcomes[submission.id].picture, theirs) <= 1, uses
+    assert len(rows) < sum(submission.recipe.steps for submission in jobs)  # those that agree shared forwards
+
+
+def test_after_switching_back_nothing_is_left(shelf: Shelf) -> None:
+    """The same bytes as before any adapter, and with the first one as before the second; slots keep their tensors."""
+    pipe = pipe_of(shelf.catalog.model("sd15"))
+    for name, rank in (("small", 4), ("large", 20)):
+        shelf.put(name, lorafiles.diffusers_lora({"unet": layers(pipe.unet, ATTENTION)}, rank, seed=rank))
+    with Darkroom() as room:
+        seen = {}
+        for turn in range(3):
+            for name in ("", "small", "large"):
+                submission = shelf.job("sd15", loras={name: 1.0} if name else {}, reproducible=True)
+                seen[name, turn] = room.paint(submission).picture
+    for name in ("", "small", "large"):
+        assert (seen[name, 1] == seen[name, 2]).all()
+        assert difference(seen[name, 0], seen[name, 1]) <= 1
+    assert (seen["", 0] == seen["", 2]).all()
+    assert difference(seen["small", 1], seen["large", 1]) > 8
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["sd15", "sdxl"])
+def test_a_forward_is_plain_diffusers_to_a_tenthousandth(shelf: Shelf, name: str) -> None:
+    """The denoiser alone, in numbers rather than levels; and switching allocates nothing anew."""
+    model = shelf.catalog.model(name)
+    pipe = pipe_of(model)
+    for i in range(2):
+        shelf.put(f"style-{i}", lorafiles.diffusers_lora({"unet": layers(pipe.unet, ATTENTION)}, seed=i))
+    ours = pipelines.load(model, torch.float32)
+    inputs = _unet_inputs(pipe, name)
+    hosted = [read(shelf.loras.find(f"style-{i}").adapter, torch.float32) for i in range(2)]
+    pointers = set()
+    for turn in range(4):
+        worn = hosted[turn % 2]
+        ours.adapters.wear_on_denoiser([(worn, 0.7)])
+        pointers.add(tuple(slot.up.data_ptr() for slot in ours.adapters._denoiser._slots.values()))
+        pipe.load_lora_weights(shelf.folder / "loras", weight_name=f"{worn.name}.safetensors", adapter_name="one")
+        pipe.set_adapters(["one"], [0.7])
+        seen, expected = ours.denoiser(**inputs).sample, pipe.unet(**inputs).sample
+        assert (seen - expected).abs().max() <= 1e-4 * expected.abs().max()
+        pipe.unload_lora_weights()
+    assert len(pointers) == 1
+    ours.adapters.wear_on_denoiser([])
+    assert torch.equal(ours.denoiser(**inputs).sample, pipe.unet(**inputs).sample)
+
+
+def _unet_inputs(pipe: Any, name: str) -> dict[str, Any]:
+    torch.manual_seed(0)
+    width = pipe.unet.config.cross_attention_dim
+    inputs: dict[str, Any] = {"sample": torch.randn(2, 4, 16, 16), "timestep": torch.tensor([10, 500])}
+    inputs["encoder_hidden_states"] = torch.randn(2, 77, width)
+    if name == "sdxl":
+        inputs["added_cond_kwargs"] = {"text_embeds": torch.randn(2, 32), "time_ids": torch.ones(2, 6)}
+    return inputs
+
+
+def test_what_diffusers_writes_of_alpha(shelf: Shelf) -> None:
+    """The metadata of files that diffusers saves scale their layers, as load_lora_weights does."""
+    pipe = pipe_of(shelf.catalog.model("sd15"))
+    found = layers(pipe.unet, ATTENTION)
+    config = {"r": 4, "lora_alpha": 10, "target_modules": sorted(found), "lora_dropout": 0.0, "bias": "none"}
+    about = {"lora_adapter_metadata": {f"unet.{key}": value for key, value in config.items()}, "format": "pt"}
+    path = shelf.put("style", lorafiles.diffusers_lora({"unet": found}), about)
+    submission = shelf.job("sd15", loras={"style": 0.3})
+    pipe.load_lora_weights(path.parent, weight_name=path.name, adapter_name="style")
+    pipe.set_adapters(["style"], [0.3])
+    assert difference(painted(submission)[0], levels(plain(pipe, submission))) <= 1
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_numbers_that_are_not_finite_end_one_job(shelf: Shelf, value: float) -> None:
+    """A header cannot tell of them: the job that asks for them fails, and the next is painted as if nothing were."""
+    pipe = pipe_of(shelf.catalog.model("sd15"))
+    tensors = lorafiles.diffusers_lora({"unet": layers(pipe.unet, ATTENTION)})
+    next(iter(tensors.values()))[0, 0] = value
+    shelf.put("bad", tensors)
+    with Darkroom() as room:
+        before = room.paint(shelf.job("sd15", reproducible=True)).picture
+        for _ in range(2):
+            failed = room.paint(shelf.job("sd15", loras={"bad": 1.0}))
+            assert isinstance(failed.error, InvalidRecipe)
+            assert "not finite" in failed.error.message
+        assert (room.paint(shelf.job("sd15", reproducible=True)).picture == before).all()
+
+
+def test_a_file_that_is_replaced_is_read_again(shelf: Shelf) -> None:
+    """The catalogue sees it, and the old weights are used no more."""
+    pipe = pipe_of(shelf.catalog.model("sd15"))
+    found = layers(pipe.unet, ATTENTION)
+    shelf.put("style", lorafiles.diffusers_lora({"unet": found}, seed=1))
+    with Darkroom() as room:
+        first = room.paint(shelf.job("sd15", loras={"style": 1.0})).picture
+        path = shelf.put("style", lorafiles.diffusers_lora({"unet": found}, seed=2))
+        submission = shelf.job("sd15", loras={"style": 1.0})
+        second = room.paint(submission).picture
+    pipe.load_lora_weights(path.parent, weight_name=path.name, adapter_name="style")
+    assert difference(second, levels(plain(pipe, submission))) <= 1
+    assert difference(first, second) > 8
+
+
+def test_host_memory_is_bounded(shelf: Shelf) -> None:
+    """The least recently used leave when there is no room; those that somebody waits for stay, however large."""
+    pipe = pipe_of(shelf.catalog.model("sd15"))
+    for i in range(4):
+        shelf.put(f"style-{i}", lorafiles.diffusers_lora({"unet": layers(pipe.unet, ATTENTION)}, seed=i))
+    adapters = [shelf.loras.find(f"style-{i}").adapter for i in range(4)]
+    size = read(adapters[0], torch.float32).bytes
+    told: list[Any] = []
+    brought: list[Any] = []
+    cache = AdapterCache(torch.float32, False, told.append, brought.append, budget=2 * size)
+
+    def have(*wanted: int) -> list[Hosted] | None:
+        chosen = [adapters[i] for i in wanted]
+        found = cache.find(chosen)
+        while found is None:
+            while brought:
+                cache.take(brought.pop(0))
+            found = cache.find(chosen)
+        cache.settle()
+        return found
+
+    have(0)
+    have(1)
+    have(0)
+    have(2)  # 1 was used least recently
+    assert [event.adapter for event in told if event.place == "disk"] == ["style-1"]
+    have(0, 1, 2, 3)
+    have(3)
+    assert len([event for event in told if event.place == "disk"]) == 3
+    cache.close()
+
+
+def test_the_family_is_read_off_the_layers(shelf: Shelf) -> None:
+    """A header names the rank and the bytes; widths of real models tell the family."""
+    layer = torch.nn.Linear(2048, 640, bias=False)
+    path = shelf.put("style", lorafiles.flat_lora({"lora_unet_down_blocks_1_attentions_0_attn2_to_k": layer}, 16))
+    file = adapterfile.read(path)
+    assert (file.family, file.rank, file.bytes) == ("sdxl", 16, path.stat().st_size)
