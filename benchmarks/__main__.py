@@ -22,9 +22,10 @@ NAMES = (
     "invariance",
     "loop",
     "simulate",
+    "lora_switch",
 )
 #: Those that say something on a GPU.
-ON_GPU = ("real", "overhead", "start", "mixed", "busy", "invariance", "loop")
+ON_GPU = ("real", "overhead", "start", "mixed", "busy", "invariance", "loop", "lora_switch")
 RESULTS = Path("benchmarks", "results")
 
 
