@@ -5,7 +5,8 @@ allocated for a rank of a few sizes and stay; all adapters that are used togethe
 with its weight. Switching is a copy into them: nothing is loaded, built or compiled anew. For the engine thread only.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -84,11 +85,10 @@ class Slot:
         for change, weight in changes:
             end = begin + change.down.shape[0]
             down[begin:end].copy_(change.down.view(-1, *down.shape[1:]), non_blocking=True)
-            rows = up[begin:end].copy_(change.up, non_blocking=True)
-            if weight != 1.0:
-                rows.mul_(weight)
+            _copy_scaled(up[begin:end], change.up, weight)
             begin = end
-        up[begin:].zero_()
+        if begin < up.shape[0]:
+            up[begin:].zero_()
 
     def _room(self, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Tensors for that rank at least, on the layer's device."""
@@ -111,8 +111,7 @@ class Slot:
                 pair = self.layer.weight.new_empty(shapes[0]), self.layer.weight.new_empty(shapes[1])
             else:
                 free = [other for other in free if other is not pair]
-            pair[0].copy_(change.outer, non_blocking=True)
-            pair[0].mul_(weight)
+            _copy_scaled(pair[0], change.outer, weight)
             pair[1].copy_(inner, non_blocking=True)
             self.kroneckers.append(pair)
 
@@ -121,6 +120,28 @@ class Slot:
             return change.inner
         rows, inputs = change.inner.shape[0], self.layer.weight.shape[1] // change.outer.shape[1]
         return change.inner.view(rows, inputs, *self.layer.weight.shape[2:])
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Copies hundreds of small tensors without torch's other threads.
+
+    They gain nothing there; and where the cores are busy with other processes, each copy would wait until all of them
+    have had their turn: measured, twenty times as long as all copies by one thread.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _copy_scaled(target: torch.Tensor, source: torch.Tensor, weight: float) -> None:
+    if target.device == source.device:
+        torch.mul(source, weight, out=target)
+    else:
+        target.copy_(source, non_blocking=True).mul_(weight)
 
 
 def _kron_linear(x: torch.Tensor, outer: torch.Tensor, inner: torch.Tensor) -> torch.Tensor:
@@ -151,9 +172,10 @@ class Wardrobe:
                     changes.setdefault(name, []).append((change, weight))
         for name in self._used - changes.keys():
             self._slots[name].is_used = False
-        for name, found in changes.items():
-            self._used.add(name)
-            self._slot(name, layers).fill(found)
+        with _one_thread():
+            for name, found in changes.items():
+                self._used.add(name)
+                self._slot(name, layers).fill(found)
         self._used = set(changes)
         self.key = key
 
