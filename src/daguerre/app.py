@@ -18,6 +18,7 @@ from daguerre.http.gate import BodyLimit, HostCheck, RequestId
 from daguerre.http.routes import ROUTES
 from daguerre.http.state import State
 from daguerre.jobs.dispatch import Dispatch
+from daguerre.jobs.loras import LoraShelf
 from daguerre.jobs.models import Models, Pulling
 from daguerre.jobs.service import JobService, Limits, Timeouts
 from daguerre.loras import Loras
@@ -77,6 +78,7 @@ class Daguerre(Starlette):
 
         def receive(event: Event) -> None:
             models.receive(event)
+            shelf.receive(event)
             dispatch.receive(event)
 
         engine = Engine(
@@ -102,6 +104,7 @@ class Daguerre(Starlette):
             result_ttl=settings.result_ttl,
         )
         pulling = Pulling(settings.weights, settings.hub_endpoint) if settings.allow_pull else None
+        shelf = LoraShelf(engine, service)
         models = Models(self._catalog, engine, service, pulling)
         with ThreadPoolExecutor(CODEC_THREADS, thread_name_prefix="daguerre-codec") as codec:
             dispatch = Dispatch(service, engine, files, codec)
@@ -114,6 +117,7 @@ class Daguerre(Starlette):
                 service=service,
                 dispatch=dispatch,
                 models=models,
+                loras=shelf,
                 files=files,
                 codec=codec,
                 checkpoints={},

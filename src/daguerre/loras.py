@@ -113,6 +113,21 @@ class Loras:
             raise InvalidRecipe(errors)
         return found
 
+    def check_some(self, lora: Lora, models: Iterable[Model]) -> None:
+        """Holds a LoRA against all models that are on this machine: one at least is to be for it.
+
+        Raises:
+            LoraIncompatible: there is none.
+        """
+        here = [model for model in models if model.is_here]
+        for model in here:
+            try:
+                check(lora, model)
+            except LoraIncompatible:
+                continue
+            return
+        raise LoraIncompatible(f"LoRA {lora.name!r} fits none of the models {', '.join(m.name for m in here)}")
+
     def adapters(self, uses: Iterable[LoraUse]) -> tuple[tuple[Adapter, float], ...]:
         """What the engine is given for a recipe's LoRAs.
 

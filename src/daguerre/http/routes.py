@@ -10,6 +10,9 @@ from daguerre.http import jobs, stream
 from daguerre.http.dialects import a1111, a1111_lists, openai
 from daguerre.http.generate import generate, img2img, inpaint, txt2img
 from daguerre.http.images import output
+from daguerre.http.loras import load as load_lora
+from daguerre.http.loras import loras
+from daguerre.http.loras import unload as unload_lora
 from daguerre.http.models import load, model, models, schedulers, unload
 from daguerre.http.operations import health, livez, ping, readyz
 from daguerre.http.state import State
@@ -40,6 +43,11 @@ ROUTES: list[BaseRoute] = [
     *_under_v1("/models/load", load, "POST"),
     *_under_v1("/models/unload", unload, "POST"),
     *_under_v1("/models/{id}", model, "GET"),
+    Route("/loras", loras),
+    *_under_v1("/loras", loras, "GET"),
+    *_under_v1("/loras/list", loras, "GET"),
+    *_under_v1("/loras/load", load_lora, "POST"),
+    *_under_v1("/loras/unload", unload_lora, "POST"),
     *_under_v1("/schedulers", schedulers, "GET"),
     Route("/outputs/{filename}", output),
     Route("/ping", ping),

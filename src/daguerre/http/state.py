@@ -4,6 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypedDict
 
 from daguerre.jobs.dispatch import Dispatch
+from daguerre.jobs.loras import LoraShelf
 from daguerre.jobs.models import Models
 from daguerre.jobs.service import JobService
 from daguerre.settings import Settings
@@ -17,6 +18,7 @@ class State(TypedDict):
     service: JobService
     dispatch: Dispatch
     models: Models
+    loras: LoraShelf
     files: Files
     codec: ThreadPoolExecutor
     checkpoints: dict[str, str]  # the models that clients of AUTOMATIC1111's API have chosen, by client
