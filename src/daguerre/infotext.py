@@ -14,11 +14,13 @@ from daguerre.version import __version__
 _PAIR = re.compile(r'\s*([\w ()/-]{1,60}):\s*(?:("(?:\\.|[^\\"])*")|([^,]*))(?:,|$)')
 #: Of ``key: value`` pairs in a line that is not the prompt's.
 _FEWEST_PAIRS = 3
+#: What a recipe says that changes nothing in one picture of it.
+_NOT_OF_A_PICTURE = ("count", "quality", "preview_every")
 
 
 def chunks(recipe: Recipe, seed: int) -> dict[str, str]:
     """The text chunks of one picture, by their PNG keywords."""
-    own = {name: value for name, value in msgspec.to_builtins(recipe).items() if name not in ("count", "quality")}
+    own = {name: value for name, value in msgspec.to_builtins(recipe).items() if name not in _NOT_OF_A_PICTURE}
     own |= {"seed": seed, "version": __version__}
     return {"parameters": infotext(recipe, seed), "daguerre": json.dumps(own, ensure_ascii=True)}
 

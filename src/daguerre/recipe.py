@@ -76,6 +76,7 @@ class Draft(msgspec.Struct, frozen=True, kw_only=True):
     format: Format | None = None
     quality: Annotated[int, Meta(ge=1, le=100, description="Of JPEG and WebP.")] = 90
     reproducible: bool = False
+    preview_every: Annotated[int, Meta(ge=0, le=150, description="Steps between previews on streams; 0: none.")] = 0
     metadata: dict[str, Any] = {}
 
     @property
@@ -107,6 +108,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
     format: Format
     quality: int
     reproducible: bool
+    preview_every: int = 0
     metadata: dict[str, Any]
     loras: tuple[LoraUse, ...] = ()
 
@@ -237,6 +239,7 @@ def resolve(
         format=draft.format or "png",
         quality=draft.quality,
         reproducible=draft.reproducible,
+        preview_every=draft.preview_every,
         metadata=draft.metadata,
         loras=tuple(
             LoraUse(wish.name, loras[wish.name].default_weight if wish.weight is None else wish.weight)

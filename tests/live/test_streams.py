@@ -2,13 +2,16 @@
 
 import base64
 import contextlib
+import io
 import json
+import socket
 import threading
 import time
 from typing import Any
 
 import httpx
 import pytest
+from PIL import Image
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
@@ -217,3 +220,80 @@ def test_stopping_while_sockets_are_open(tmp_path: Any) -> None:
         for socket in sockets:
             _rest(socket)
             assert socket.close_code in (1000, 1012)
+
+
+def test_previews_on_request(live: Live, client: httpx.Client) -> None:
+    """Small JPEGs at the steps asked for, over a socket as by server-sent events; the picture is the same."""
+    fields = {**SMALL, "width": 128, "height": 128, "steps": 12}
+    with _open(live) as socket:
+        socket.send(json.dumps({**fields, "preview_every": 4}))
+        frames = _rest(socket)
+    shown = [frame for frame in frames if frame["type"] == "progress" and "image" in frame]
+    assert 1 <= len(shown) <= 2  # at the steps 4 and 8; a slow reader may be told of both at once
+    for frame in shown:
+        with Image.open(io.BytesIO(base64.b64decode(frame["image"]))) as preview:
+            assert (preview.format, preview.size) == ("JPEG", (16, 16))
+    assert base64.b64decode(frames[-1]["image"]) == client.post("/generate", json=fields).content
+    job_id = client.post("/v1/jobs", json={**fields, "steps": 40, "preview_every": 1}).json()["id"]
+    events = _events(client, job_id)
+    assert any("image" in event for event in events if event["type"] == "progress")
+    assert "image" not in events[-1]
+
+
+def test_what_was_heard_by_an_address(client: httpx.Client) -> None:
+    """Browsers' EventSource cannot send the header when it first connects."""
+    job_id = client.post("/v1/jobs", json=SMALL).json()["id"]
+    last = _events(client, job_id)[-1]
+    answer = client.get(f"/v1/jobs/{job_id}/events", params={"since": last["name"]})
+    assert (answer.status_code, answer.text) == (200, "")
+
+
+def test_whoever_stops_reading_is_cut_off(live: Live, client: httpx.Client) -> None:
+    """After ten seconds in which nothing was taken; everybody else is served meanwhile, and slow is not stuck."""
+    # Noise, since that is what makes a picture's file large: more than is held for a connection.
+    noise = io.BytesIO()
+    Image.effect_noise((512, 512), 250).convert("RGB").save(noise, "PNG", compress_level=1)
+    fields = {
+        "prompt": "sand",
+        "image": base64.b64encode(noise.getvalue()).decode(),
+        "strength": 0.5,
+        "steps": 2,
+    }
+    job_id = client.post("/v1/jobs", json=fields).json()["id"]
+    assert _events(client, job_id)[-1]["type"] == "completed"
+    (image,) = client.get(f"/v1/jobs/{job_id}").json()["images"]
+    size = 2 * image["bytes"] * 4 // 3  # the last frame has it twice, in base64
+    assert size > 1_000_000
+    with (
+        _raw_socket(live, f"/v1/jobs/{job_id}/events") as stuck,
+        _raw_socket(live, f"/v1/jobs/{job_id}/events") as slow,
+    ):
+        began, taken = time.monotonic(), 0
+        while time.monotonic() - began < 13:
+            assert client.get("/ping").status_code == 200
+            taken += len(slow.recv(20_000))
+            time.sleep(0.1)
+        # What the system had taken over is still delivered, and then nothing more comes.
+        assert 0 < _read(stuck) < size < taken + _read(slow, size)
+
+
+def _read(raw: socket.socket, most: int = 1 << 30) -> int:
+    """How many bytes come until the end, or until there are so many."""
+    taken = 0
+    while taken < most and (part := raw.recv(1 << 20)):
+        taken += len(part)
+    return taken
+
+
+def _raw_socket(live: Live, path: str) -> socket.socket:
+    """A WebSocket of which nothing is read unless the test does so."""
+    raw = socket.socket()
+    raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    raw.settimeout(30)
+    raw.connect(("127.0.0.1", live.port))
+    key = base64.b64encode(b"0123456789abcdef").decode()
+    raw.sendall(
+        f"GET {path} HTTP/1.1\r\nhost: localhost\r\nupgrade: websocket\r\nconnection: upgrade\r\n"
+        f"sec-websocket-version: 13\r\nsec-websocket-key: {key}\r\n\r\n".encode()
+    )
+    return raw

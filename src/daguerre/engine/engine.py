@@ -430,9 +430,9 @@ class Engine:
         submission, index = painting.submission, painting.index
         timer = painting.timer = Timer()
 
-        def on_step(step: int, steps: int) -> None:
+        def on_step(step: int, steps: int, preview: Pixels | None) -> None:
             painting.forwards = steps - step
-            self._emit(Stepped(painting.job_id, index, step, steps))
+            self._emit(Stepped(painting.job_id, index, step, steps, preview))
 
         return Run(
             lambda: pipeline.paint(submission.recipe, submission.image, submission.mask, index, on_step, timer),

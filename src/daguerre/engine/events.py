@@ -82,12 +82,16 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class Stepped:
-    """Picture ``index`` of a job has done ``step`` of ``steps`` turns of its pipeline's loop."""
+    """Picture ``index`` of a job has done ``step`` of ``steps`` turns of its pipeline's loop.
+
+    ``preview`` is there only where the recipe asks for it at this step: an eighth of the picture's size.
+    """
 
     job_id: str
     index: int
     step: int
     steps: int
+    preview: Pixels | None = None
 
 
 @dataclass(frozen=True, slots=True)

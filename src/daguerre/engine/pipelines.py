@@ -29,11 +29,12 @@ from daguerre.engine.events import Place
 from daguerre.engine.loading import read_pipe
 from daguerre.engine.tuning import UNTUNED, Tuning
 from daguerre.engine.weights import Weights
+from daguerre.engine.preview import Preview, can_preview
 from daguerre.errors import BadOutput, CatalogError, FieldError, InvalidRecipe
 from daguerre.recipe import Mode, Recipe
 from daguerre.samplers import samplers_for
 
-OnStep = Callable[[int, int], None]
+OnStep = Callable[[int, int, "HostPixels | None"], None]
 
 # accelerate's low-memory path patches torch.nn.Module for the whole process while it builds: two engines in one process
 # must not load at the same moment (diffusers issue 14347).
@@ -123,6 +124,7 @@ class Pipeline:
         self._weights = Weights(modules, device)
         self._pipes: dict[Mode, Any] = {"txt2img": pipe}
         self.adapters = Adapters(pipe)
+        self._preview: Preview | None = None  # made when one is asked for
         self._conditioning = Conditioning(pipe, frozenset(inspect.signature(pipe.__call__).parameters))
 
     @property
@@ -204,7 +206,9 @@ class Pipeline:
 
         def after_step(_shell: Any, step: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
             timer.denoised = time.perf_counter()
-            on_step(step + 1, int(getattr(shell, "num_timesteps", recipe.steps)))
+            done, steps = step + 1, int(getattr(shell, "num_timesteps", recipe.steps))
+            is_due = recipe.preview_every and done % recipe.preview_every == 0 and done < steps
+            on_step(done, steps, self._previewed(recipe, tensors["latents"]) if is_due else None)
             return tensors
 
         arguments |= {
@@ -225,6 +229,17 @@ class Pipeline:
         picture = HostPixels(output[0][0])
         timer.decoded = time.perf_counter()
         return picture
+
+    def _previewed(self, recipe: Recipe, latents: torch.Tensor) -> HostPixels | None:
+        """What the latents look like so far, if this pipeline's can be told."""
+        pipe = self._pipe
+        if latents.ndim == 3 and hasattr(pipe, "_unpack_latents"):  # FLUX and its kin keep them in patches
+            latents = pipe._unpack_latents(latents, recipe.height, recipe.width, pipe.vae_scale_factor)
+        if self._preview is None and can_preview(getattr(pipe, "vae", None)):
+            self._preview = Preview(pipe.vae)
+        if self._preview is None or latents.ndim != 4 or latents.shape[1] != self._preview.channels:
+            return None
+        return HostPixels(self._preview.rgb(latents))
 
     def _scheduler(self, name: str) -> Any:
         """A scheduler of a run's own. The model's own one keeps its class even if no name in the table means it."""

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import signal
+import socket
 from collections.abc import Awaitable, Callable, Generator
 from typing import Any, Protocol
 
@@ -11,6 +12,7 @@ import h11
 import uvicorn
 from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from daguerre.errors import RequestTimeout
 from daguerre.http import problems
@@ -18,6 +20,11 @@ from daguerre.job import new_id
 from daguerre.settings import Settings
 
 log = logging.getLogger(__name__)
+
+#: Seconds in which a client must take something of what waits for it.
+STUCK = 10.0
+#: Bytes that the system holds for a connection at most.
+SEND_BUFFER = 256 * 1024
 
 _RECEIVED = (h11.DONE, h11.MUST_CLOSE, h11.CLOSED, h11.ERROR, h11.SWITCHED_PROTOCOL)
 
@@ -29,6 +36,61 @@ class Config(uvicorn.Config):
         super().__init__(app, http=DeadlineProtocol, **options)
         self.receive_timeout = receive_timeout
         self.connection_limit = connection_limit
+
+
+class Patience:
+    """Sees that a connection's client goes on reading: one that takes nothing for ``STUCK`` seconds is cut off.
+
+    Closing would not do, since that waits for what has not been read. A slow client that does read is left alone.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, transport: asyncio.Transport) -> None:
+        self._loop = loop
+        self._transport = transport
+        self._looking: asyncio.TimerHandle | None = None
+        # The system asks for more when a third of this has been read: with megabytes, slow would look like stuck.
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+
+    def begin(self) -> None:
+        """More waits to be read than the transport likes to hold."""
+        self.end()
+        self._looking = self._loop.call_later(STUCK, self._look, self._transport.get_write_buffer_size())
+
+    def end(self) -> None:
+        """It has been read, or nobody is left to read it."""
+        if self._looking is not None:
+            self._looking.cancel()
+            self._looking = None
+
+    def _look(self, before: int) -> None:
+        if self._transport.get_write_buffer_size() < before:
+            self.begin()
+        else:
+            self._transport.abort()
+
+
+class StreamProtocol(WebSocketsSansIOProtocol):
+    """uvicorn's WebSocket protocol with an end to its patience."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """A client has asked for a WebSocket."""
+        super().connection_made(transport)
+        self._patience = Patience(self.loop, self.transport)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """A client has gone."""
+        self._patience.end()
+        super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """The client reads more slowly than is sent."""
+        super().pause_writing()
+        self._patience.begin()
+
+    def resume_writing(self) -> None:
+        """It has caught up."""
+        self._patience.end()
+        super().resume_writing()
 
 
 class DeadlineProtocol(H11Protocol):
@@ -43,6 +105,7 @@ class DeadlineProtocol(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client has connected."""
         super().connection_made(transport)
+        self._patience = Patience(self.loop, transport)
         if len(self.connections) > self.config.connection_limit:
             transport.abort()
             return
@@ -51,7 +114,18 @@ class DeadlineProtocol(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """A client has gone."""
         self._stop()
+        self._patience.end()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """The client reads more slowly than is sent."""
+        super().pause_writing()
+        self._patience.begin()
+
+    def resume_writing(self) -> None:
+        """It has caught up."""
+        self._patience.end()
+        super().resume_writing()
 
     def data_received(self, data: bytes) -> None:
         """A client has sent something; the deadline stands until it is a whole request."""
@@ -152,8 +226,10 @@ def make_server(app: Application, settings: Settings) -> Server:
         settings.connection_limit,
         host=settings.host,
         port=settings.port,
-        ws="websockets-sansio",
+        ws=StreamProtocol,
         ws_max_size=settings.body_limit,
+        # Frames are small or pictures, which do not get smaller; a compressor would hold memory for every socket.
+        ws_per_message_deflate=False,
         lifespan="on",
         log_config=None,
         access_log=False,

@@ -16,10 +16,9 @@ from daguerre.http import wire
 from daguerre.http.exchange import LARGE_BODY, client_of, read_inputs, read_pictures
 from daguerre.http.state import State
 from daguerre.job import Job, Status
+from daguerre.jobs.hub import News
 from daguerre.recipe import Draft, parse
 
-#: Seconds that a reader may take for one message before it is given up.
-STUCK = 10.0
 #: Seconds without news after which a sign of life is sent to whoever follows by server-sent events.
 QUIET = 15.0
 #: Close codes of WebSockets (RFC 6455): all is said; what came was wrong.
@@ -114,24 +113,35 @@ async def _follow(socket: WebSocket[State], job: Job, *, is_binary: bool) -> Non
 
 async def _tell(socket: WebSocket[State], job: Job, *, is_binary: bool) -> None:
     service = socket.state["service"]
+    shown: bytes | None = None
     async with service.follow(service.find(job.id) or job) as states:
-        async for state in states:
-            if state.status is Status.SUCCEEDED:
-                await _complete(socket, state, is_binary=is_binary)
+        async for news in states:
+            if news.job.status is Status.SUCCEEDED:
+                await _complete(socket, news, is_binary=is_binary)
             else:
-                await _send(socket, _event(socket, state))
+                await socket.send_text(await _text(socket, news, shown))
+                shown = news.preview
 
 
-async def _complete(socket: WebSocket[State], job: Job, *, is_binary: bool) -> None:
-    pictures = await read_pictures(socket, job)
-    event: dict[str, Any] = {"type": "completed", "id": job.id, "job": wire.wire_job(job, [])}
+async def _complete(socket: WebSocket[State], news: News, *, is_binary: bool) -> None:
+    pictures = await news.once("pictures", lambda: read_pictures(socket, news.job))
     if not is_binary:
-        event["image"] = base64.b64encode(pictures[0]).decode() if pictures else None
-        event["images"] = [base64.b64encode(picture).decode() for picture in pictures]
-    await _send(socket, event)
-    for picture in pictures if is_binary else ():
-        async with asyncio.timeout(STUCK):
-            await socket.send_bytes(picture)
+        await socket.send_text(await news.once("completed", lambda: _completed(socket, news.job, pictures)))
+        return
+    await socket.send_text(await _text(socket, news, None))
+    for picture in pictures:
+        await socket.send_bytes(picture)
+
+
+async def _completed(socket: WebSocket[State], job: Job, pictures: list[bytes]) -> str:
+    """The last frame with its pictures, which takes too long for the loop."""
+
+    def made() -> str:
+        encoded = [base64.b64encode(picture).decode() for picture in pictures]
+        about = {"type": "completed", "id": job.id, "job": wire.wire_job(job, [])}
+        return msgspec.json.encode({**about, "image": encoded[0] if encoded else None, "images": encoded}).decode()
+
+    return await asyncio.get_running_loop().run_in_executor(socket.state["codec"], made)
 
 
 async def _listen(socket: WebSocket[State], job: Job) -> None:
@@ -155,27 +165,44 @@ class _Frame(msgspec.Struct, frozen=True):
 
 
 async def _send(socket: WebSocket[State], event: dict[str, Any]) -> None:
-    """One message; whoever does not read it in time is given up, so that nobody's memory grows."""
-    async with asyncio.timeout(STUCK):
-        await socket.send_text(msgspec.json.encode(event).decode())
+    """One message to one client alone."""
+    await socket.send_text(msgspec.json.encode(event).decode())
+
+
+async def _text(connection: "Request[State] | WebSocket[State]", news: News, shown: bytes | None) -> str:
+    """News as JSON, made once for all who follow; with the preview for those who have not been shown it."""
+    preview = None if news.preview is shown else news.preview
+
+    async def made() -> str:
+        image = {} if preview is None else {"image": base64.b64encode(preview).decode()}
+        return msgspec.json.encode({**_event(connection, news.job), **image}).decode()
+
+    return await news.once(("text", preview is not None), made)
+
+
+def _kind(job: Job) -> str:
+    """What an event that tells this state is called."""
+    if job.status is Status.RUNNING:
+        return "progress" if job.step else "started"
+    return {Status.SUCCEEDED: "completed"}.get(job.status, job.status.value)
 
 
 def _event(connection: "Request[State] | WebSocket[State]", job: Job) -> dict[str, Any]:
     """A job's state as an event."""
-    if job.status is Status.QUEUED:
-        place = connection.state["service"].place(job)
-        return {"type": "queued", "id": job.id, "position": place.position, "eta_s": round(place.eta, 1)}
-    if job.status is Status.RUNNING and not job.step:
-        return {"type": "started", "id": job.id}
-    if job.status is Status.RUNNING:
-        eta = round(connection.state["service"].place(job).eta, 1)
-        far = {"step": job.step, "steps": job.steps, "fraction": job.step / job.steps}
-        return {"type": "progress", "id": job.id, **far, "eta_s": eta}
-    if job.status is Status.SUCCEEDED:
-        return {"type": "completed", "id": job.id, "job": wire.wire_job(job, [])}
-    assert job.error is not None
-    kind = "cancelled" if job.status is Status.CANCELLED else "failed"
-    return {"type": kind, "id": job.id, "error": {"code": job.error.code, "message": job.error.message}}
+    kind, place = _kind(job), connection.state["service"].place
+    event: dict[str, Any] = {"type": kind, "id": job.id}
+    match kind:
+        case "queued":
+            position, eta = place(job)
+            event |= {"position": position, "eta_s": round(eta, 1)}
+        case "progress":
+            far = {"step": job.step, "steps": job.steps, "fraction": job.step / job.steps}
+            event |= {**far, "eta_s": round(place(job).eta, 1)}
+        case "completed":
+            event["job"] = wire.wire_job(job, [])
+        case "failed" | "cancelled":
+            event["error"] = job.error
+    return event
 
 
 def _told(error: DaguerreError) -> dict[str, Any]:
@@ -197,7 +224,8 @@ async def events(request: Request[State]) -> Response:
 
 
 async def _lines(request: Request[State], job: Job) -> AsyncIterator[bytes]:
-    last = request.headers.get("last-event-id")
+    last = request.headers.get("last-event-id", request.query_params.get("since"))
+    shown: bytes | None = None
     async with request.state["service"].follow(job) as states:
         coming = aiter(states)
         following = asyncio.ensure_future(anext(coming, None))
@@ -207,14 +235,15 @@ async def _lines(request: Request[State], job: Job) -> AsyncIterator[bytes]:
                 if not done:
                     yield b": still here\n\n"
                     continue
-                state = following.result()
-                if state is None:
+                news = following.result()
+                if news is None:
                     return
+                state = news.job
                 name = f"{state.status.value}-{state.attempts}-{state.step}"
                 if name != last:
-                    event = _event(request, state)
-                    data = msgspec.json.encode(event).decode()
-                    yield f"id: {name}\nevent: {event['type']}\ndata: {data}\n\n".encode()
+                    data = await _text(request, news, shown)
+                    shown = news.preview
+                    yield f"id: {name}\nevent: {_kind(state)}\ndata: {data}\n\n".encode()
                 following = asyncio.ensure_future(anext(coming, None))
         finally:
             following.cancel()

@@ -1,6 +1,7 @@
 """Owns dispatch: feeds queued jobs to the engine, and turns its events into pictures on disk and states of jobs."""
 
 import asyncio
+import contextlib
 import dataclasses
 import logging
 from collections.abc import Coroutine
@@ -17,12 +18,13 @@ from daguerre.engine import (
     ModelLoading,
     ModelReady,
     Painted,
+    Pixels,
     RunEnded,
     Started,
     Stepped,
     Submission,
 )
-from daguerre.errors import DaguerreError, JobFailed, NotReady
+from daguerre.errors import BadOutput, DaguerreError, JobFailed, NotReady
 from daguerre.job import Image, Job, Timings
 from daguerre.jobs import pictures
 from daguerre.jobs.service import JobService
@@ -104,16 +106,24 @@ class Dispatch:
                 self._receive_state(event)
             case Started(job_id):
                 self._service.began(job_id)
-            case Stepped(job_id, index, step, steps):
+            case Stepped(job_id, index, step, steps, preview):
                 job = self._service.find(job_id)
                 if job is not None:
                     total = steps * job.recipe.count
                     self._service.changed(job_id, step=steps * index + step, steps=total)
+                if preview is not None:
+                    self._keep_task(self._show(job_id, preview))
             case Painted():
                 self._keep_task(self._finish(event))
             case RunEnded(job_id, error):
                 self._service.failed(job_id, error)
                 self._keep_task(self._leave(job_id))
+
+    async def _show(self, job_id: str, preview: Pixels) -> None:
+        """Encodes a preview off the loop; one that cannot be shown is left out."""
+        loop = asyncio.get_running_loop()
+        with contextlib.suppress(BadOutput):
+            self._service.previewed(job_id, await loop.run_in_executor(self._codec, pictures.preview, preview.array))
 
     def _keep_task(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)

@@ -2,6 +2,7 @@
 
 import hashlib
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 
 from daguerre import imaging, infotext
@@ -9,10 +10,18 @@ from daguerre.job import Image
 from daguerre.recipe import Recipe
 from daguerre.store.files import Files
 
+#: Of the JPEGs that previews are.
+PREVIEW_QUALITY = 80
+
 
 def encode(pixels: imaging.Pixels, recipe: Recipe, seed: int) -> bytes:
     """The picture as bytes in the recipe's format, with its recipe inside."""
     return imaging.encode(pixels, recipe.format, recipe.quality, infotext.chunks(recipe, seed))
+
+
+def preview(pixels: Callable[[], imaging.Pixels]) -> bytes:
+    """A small JPEG of what is there so far; ``pixels`` may have to wait for it."""
+    return imaging.encode(pixels(), "jpeg", PREVIEW_QUALITY, {})
 
 
 def keep(files: Files, pixels: imaging.Pixels, recipe: Recipe, job_id: str, index: int) -> tuple[Image, float]:

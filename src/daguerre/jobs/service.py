@@ -29,7 +29,7 @@ from daguerre.errors import (
 )
 from daguerre.job import Failure, Job, Status, new_id
 from daguerre.jobs.forecast import Forecast, Place
-from daguerre.jobs.hub import Hub
+from daguerre.jobs.hub import Hub, News
 from daguerre.jobs.inputs import Inputs
 from daguerre.jobs.queue import Queue
 from daguerre.loras import Loras
@@ -294,7 +294,7 @@ class JobService:
         kind = JobCancelled if job.status is Status.CANCELLED else DaguerreError
         return self._errors.get(job.id) or kind(job.error.message if job.error is not None else None)
 
-    def follow(self, job: Job) -> "contextlib.aclosing[AsyncGenerator[Job, None]]":
+    def follow(self, job: Job) -> "contextlib.aclosing[AsyncGenerator[News, None]]":
         """The job's present state, then each later one up to the final; a slow listener misses some between."""
         return contextlib.aclosing(self._hub.follow(job))
 
@@ -305,9 +305,9 @@ class JobService:
             DaguerreError: why the job has no pictures, as it was when it ended.
         """
         async with self.follow(self._jobs[job_id]) as states:
-            async for job in states:
-                if job.status is Status.SUCCEEDED:
-                    return job
+            async for news in states:
+                if news.job.status is Status.SUCCEEDED:
+                    return news.job
         raise self._errors[job_id]
 
     def cancel(self, job_id: str) -> bool:
@@ -337,6 +337,11 @@ class JobService:
             self._finished(job)
         self._hub.publish(job)
         return job
+
+    def previewed(self, job_id: str, preview: bytes) -> None:
+        """What a running job's picture looks like so far, as a JPEG. It is told, and kept nowhere."""
+        if job_id in self._unfinished:
+            self._hub.publish(self._jobs[job_id], preview)
 
     def _finished(self, job: Job) -> None:
         del self._unfinished[job.id]
