@@ -12,6 +12,7 @@ from daguerre.engine import Engine, Event
 from daguerre.errors import ModelNotFound
 from daguerre.jobs.dispatch import Dispatch
 from daguerre.jobs.service import JobService, Limits, Timeouts
+from daguerre.loras import Loras
 from daguerre.recipe import Draft
 from daguerre.store.db import Database
 from daguerre.store.files import Files
@@ -31,6 +32,7 @@ def test_a_model_that_goes_while_its_job_waits_fails_that_job_alone(tmp_path: Pa
         engine = Engine(handed.append)  # not started: what it is given stays in its inbox
         service = JobService(
             catalog.read(tmp_path, "stays"),
+            Loras(tmp_path),
             JobRows(database),
             Files(tmp_path),
             engine.cancel,

@@ -15,6 +15,7 @@ from daguerre.errors import KeyReused
 from daguerre.job import Job, Status, new_id
 from daguerre.jobs.inputs import Inputs
 from daguerre.jobs.service import ATTEMPTS, JobService, Limits, Timeouts
+from daguerre.loras import Loras
 from daguerre.store.db import Database
 from daguerre.store.files import Files
 from daguerre.store.jobs import JobRows, Key
@@ -31,6 +32,7 @@ def _play(folder: Path, play: Callable[[JobService, JobRows], Awaitable[None]], 
         rows = JobRows(database)
         service = JobService(
             models,
+            Loras(WEIGHTS),
             rows,
             Files(folder / "outputs"),
             lambda _id, _error: None,

@@ -27,9 +27,9 @@ from daguerre.engine.adapters import Adapters
 from daguerre.engine.conditioning import Conditioning
 from daguerre.engine.events import Place
 from daguerre.engine.loading import read_pipe
+from daguerre.engine.preview import Preview, can_preview
 from daguerre.engine.tuning import UNTUNED, Tuning
 from daguerre.engine.weights import Weights
-from daguerre.engine.preview import Preview, can_preview
 from daguerre.errors import BadOutput, CatalogError, FieldError, InvalidRecipe
 from daguerre.recipe import Mode, Recipe
 from daguerre.samplers import samplers_for
