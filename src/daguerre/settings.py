@@ -57,6 +57,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     outputs: Path = Path("outputs")
     #: Jobs that may wait; more are refused with 503.
     queue_limit: Annotated[int, Meta(ge=1)] = 100
+    #: queued makes /generate answer 202 with a job to poll, as if every client had asked for that.
+    generate_default: Literal["sync", "queued"] = "sync"
     #: Pictures under way at once; they share forwards of the denoiser where they can.
     max_runs: Annotated[int, Meta(ge=1)] = 16
     #: A job that has waited and run this long is ended with 504.

@@ -179,6 +179,28 @@ def _blue() -> str:
     return base64.b64encode(file.getvalue()).decode()
 
 
+def test_queued_by_default(tmp_path: Path) -> None:
+    """Where the operator wants it so, ``/generate`` answers at once; the routes that name a mode still wait."""
+    with serving(tmp_path / "outputs", generate_default="queued") as live, live.ask() as client:
+        live.wait_ready()
+        answer = client.post("/generate", json=SMALL)
+        assert answer.status_code == 202
+        assert "preference-applied" not in answer.headers
+        assert _until_final(client, answer.json()["id"])["status"] == "succeeded"
+        assert client.post("/v1/txt2img", json=SMALL).status_code == 200
+
+
+def test_what_the_server_can_do(client: httpx.Client) -> None:
+    """Its limits are those that it keeps."""
+    told = client.get("/v1/capabilities").json()
+    assert told["modes"] == {mode: ["demo-xl"] for mode in ("txt2img", "img2img", "inpaint")}
+    most = told["limits"]["count"]
+    assert client.post("/v1/jobs", json={**SMALL, "count": most + 1}).status_code == 422
+    assert {style["id"] for style in client.get("/v1/styles").json()["data"]} >= {"realistic", "anime", "sketch"}
+    for style in client.get("/v1/styles").json()["data"]:
+        assert "{prompt}" in style["prompt"]
+
+
 def test_results_expire(tmp_path: Path) -> None:
     """410 after their time; the picture's file stays."""
     with serving(tmp_path / "outputs", result_ttl="0.5") as live, live.ask() as client:

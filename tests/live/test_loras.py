@@ -57,7 +57,7 @@ def ask(live: Live) -> Iterator[Callable[..., httpx.Response]]:
 
 
 def test_a_picture_with_a_lora(ask: Callable[..., httpx.Response]) -> None:
-    """Another picture than without; its header and its file say which, at which weight; trigger words are there once."""
+    """Another than without; its header and its file say which, at which weight; trigger words are there once."""
     bare, with_one = ask(), ask(loras=[{"name": "style-1"}])
     assert with_one.status_code == 200
     assert bare.content != with_one.content

@@ -1,15 +1,17 @@
 """Owns the routes of models: what there is, where it is, and loading and unloading it."""
 
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from daguerre import recipe
 from daguerre.catalog import FAMILIES, Model
 from daguerre.errors import FieldError, InvalidRecipe
 from daguerre.http import wire
 from daguerre.http.state import State
+from daguerre.imaging import MAX_PIXELS
 from daguerre.samplers import DIFFUSION, FLOW, samplers_for
 
 
@@ -47,6 +49,34 @@ async def schedulers(_request: Request[State]) -> Response:
     return _json({"object": "list", "data": data})
 
 
+async def styles(request: Request[State]) -> Response:
+    """``GET /v1/styles``: their names, and the words that each puts around a prompt."""
+    found = request.state["service"].catalog.styles
+    return _json({"object": "list", "data": [{"id": name} | msgspec.structs.asdict(s) for name, s in found.items()]})
+
+
+async def capabilities(request: Request[State]) -> Response:
+    """``GET /v1/capabilities``: what this server can do, and what bounds it."""
+    service, settings = request.state["service"], request.state["settings"]
+    here = [model for model in service.catalog.models if model.is_here]
+    body = {
+        "modes": {mode: [model.name for model in here if mode in model.modes] for mode in get_args(recipe.Mode)},
+        "formats": get_args(recipe.Format),
+        "prompt_syntaxes": get_args(recipe.PromptSyntax),
+        "limits": {
+            "count": recipe.MAX_COUNT,
+            "loras": recipe.MAX_LORAS,
+            "side": [recipe.MIN_SIDE, recipe.MAX_SIDE],
+            "seed": recipe.MAX_SEED,
+            "metadata_bytes": recipe.METADATA_BYTES,
+            "upload_pixels": MAX_PIXELS,
+            "body_bytes": settings.body_limit,
+            "queue": service.limits.queue,
+        },
+    }
+    return _json(body)
+
+
 async def _named(request: Request[State]) -> str:
     """The one field that these routes take."""
     fields = wire.read_object(request.headers.get("content-type", ""), await request.body())
@@ -67,6 +97,8 @@ def _wire(request: Request[State], model: Model) -> dict[str, Any]:
     known: dict[str, Any] = {
         "id": model.name,
         "object": "model",
+        "created": 0,  # with owned_by: what OpenAI's clients look for
+        "owned_by": "daguerre",
         "name": model.name,
         "description": model.description,
         "family": model.family,

@@ -13,7 +13,7 @@ from daguerre.http.images import output
 from daguerre.http.loras import load as load_lora
 from daguerre.http.loras import loras
 from daguerre.http.loras import unload as unload_lora
-from daguerre.http.models import load, model, models, schedulers, unload
+from daguerre.http.models import capabilities, load, model, models, schedulers, styles, unload
 from daguerre.http.operations import health, livez, ping, readyz
 from daguerre.http.state import State
 
@@ -49,6 +49,8 @@ ROUTES: list[BaseRoute] = [
     *_under_v1("/loras/load", load_lora, "POST"),
     *_under_v1("/loras/unload", unload_lora, "POST"),
     *_under_v1("/schedulers", schedulers, "GET"),
+    *_under_v1("/styles", styles, "GET"),
+    *_under_v1("/capabilities", capabilities, "GET"),
     Route("/outputs/{filename}", output),
     Route("/ping", ping),
     Route("/health", health),

@@ -53,6 +53,13 @@ def _memory(_request: Request[State]) -> Any:
     return {"ram": {"free": free, "used": total - free, "total": total}, "cuda": {}}
 
 
+def _loras(request: Request[State]) -> Any:
+    return [
+        {"name": lora.name, "alias": lora.name, "path": lora.name, "metadata": {}}
+        for lora in request.state["loras"].loras
+    ]
+
+
 def _none(_request: Request[State]) -> Any:
     return []
 
@@ -83,12 +90,12 @@ ROUTES: list[BaseRoute] = [
     _route("GET", "schedulers", _schedulers),
     _route("GET", "prompt-styles", _styles),
     _route("GET", "memory", _memory),
+    _route("GET", "loras", _loras),
     _route("GET", "embeddings", _no_embeddings),
     _route("GET", "cmd-flags", _empty),
     *(
         _route("GET", name, _none)
         for name in (
-            "loras",
             "sd-vae",
             "upscalers",
             "latent-upscale-modes",
