@@ -110,7 +110,7 @@ def test_loading_and_unloading(live: Live) -> None:
         assert client.post("/v1/loras/unload", json={"name": "style-2"}).json()["state"] == "disk"
         assert client.post("/v1/loras/load", json={"name": "nope"}).json()["code"] == "lora_not_found"
         assert client.post("/v1/loras/load", json={"name": "pickle"}).json()["code"] == "lora_incompatible"
-        assert client.post("/v1/loras/load", json={"nam": "x"}).status_code == 422
+        assert client.post("/v1/loras/load", json={"title": "x"}).status_code == 422
         assert client.get("/loras").json() == client.get("/v1/loras/list").json()
 
 
