@@ -10,10 +10,11 @@ from typing import Annotated, Any, Literal, Protocol
 import msgspec
 from msgspec import Meta
 
+from daguerre import emphasis
 from daguerre.errors import FieldError, InvalidRecipe
 
 Format = Literal["png", "jpeg", "webp"]
-PromptSyntax = Literal["compel", "plain"]
+PromptSyntax = Literal["compel", "a1111", "plain"]
 Mode = Literal["txt2img", "img2img", "inpaint"]
 
 MAX_SEED = 2**63 - 1
@@ -165,6 +166,8 @@ def parse(fields: Mapping[str, Any]) -> Draft:
         errors.append(FieldError("prompt", "required"))
     if len(msgspec.json.encode(given.get("metadata") or {})) > METADATA_BYTES:
         errors.append(FieldError("metadata", f"larger than {METADATA_BYTES} bytes of JSON"))
+    if given.get("prompt_syntax") == "a1111":
+        given = _emphasised(given, errors)
     if errors:
         raise InvalidRecipe(errors)
     if given.get("image") is None:
@@ -310,6 +313,26 @@ def _joined_lora(fields: dict[str, Any], errors: list[FieldError]) -> dict[str, 
         if not any(error.field in short for error in errors):
             fields["loras"] = [{"name": short["lora_path"], "weight": short.get("lora_scale")}]
     return fields
+
+
+def _emphasised(given: dict[str, Any], errors: list[FieldError]) -> dict[str, Any]:
+    """Checks prompts in AUTOMATIC1111's syntax, and moves the LoRAs that the prompt names to their field."""
+    loras = list(given.get("loras") or ())
+    read: dict[str, Any] = {}
+    for name in ("prompt", "negative_prompt"):
+        try:
+            parsed = emphasis.parse(given.get(name) or "")
+        except emphasis.SyntaxProblem as problem:
+            errors.append(FieldError(name, str(problem)))
+            continue
+        if parsed.loras:
+            read[name] = parsed.rest
+            loras += [LoraWish(tag.name, tag.weight) for tag in parsed.loras]
+        if parsed.loras and name == "negative_prompt":
+            errors.append(FieldError(name, "LoRAs are named in the prompt"))
+    if len(loras) > MAX_LORAS:
+        errors.append(FieldError("loras", f"with those that the prompt names there are more than {MAX_LORAS}"))
+    return given | read | {"loras": tuple(loras)}
 
 
 _LORA_TYPES: dict[str, Any] = typing.get_type_hints(LoraWish, include_extras=True)

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from compel.prompt_parser import PromptParser
 
+from daguerre import emphasis
+from daguerre.engine import emphasised
 from daguerre.errors import FieldError, InvalidRecipe
 from daguerre.recipe import Recipe
 
@@ -34,6 +36,8 @@ class Conditioning:
         if self._compel is None:
             if recipe.clip_skip:
                 raise InvalidRecipe([FieldError("clip_skip", f"a {self._pipe.__class__.__name__} cannot skip layers")])
+            if recipe.prompt_syntax == "a1111":
+                return {"prompt": _words(recipe.prompt, "prompt"), "negative_prompt": recipe.negative_prompt or None}
             return {"prompt": recipe.prompt, "negative_prompt": recipe.negative_prompt or None}
         is_guided = recipe.guidance_scale > 1
         negative = recipe.negative_prompt if is_guided else None
@@ -52,8 +56,11 @@ class Conditioning:
     def _encode(self, recipe: Recipe, is_guided: bool) -> Embeddings:
         if recipe.prompt_syntax == "plain":
             return self._encode_plain(recipe, is_guided)
+        if recipe.prompt_syntax == "a1111":
+            against = _parsed(recipe.negative_prompt, "negative_prompt") if is_guided else None
+            return emphasised.encode(self._pipe, _parsed(recipe.prompt, "prompt"), against, recipe.clip_skip)
         if recipe.clip_skip:
-            raise InvalidRecipe([FieldError("clip_skip", "needs prompt_syntax 'plain'")])
+            raise InvalidRecipe([FieldError("clip_skip", "needs prompt_syntax 'plain' or 'a1111'")])
         assert self._compel is not None
         # Where an empty negative prompt means zeros (SDXL), the pipeline makes them itself when it is given none.
         zeros = getattr(self._pipe.config, "force_zeros_for_empty_prompt", False)
@@ -91,6 +98,22 @@ class Conditioning:
             raise InvalidRecipe([FieldError("clip_skip", message)]) from error
         names = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
         return {name: value for name, value in zip(names, made, strict=False) if value is not None}
+
+
+def _parsed(prompt: str, field: str) -> emphasis.Parsed:
+    """A prompt in AUTOMATIC1111's syntax; what a style or a trigger word adds to it has to be in it too."""
+    try:
+        return emphasis.parse(prompt)
+    except emphasis.SyntaxProblem as problem:
+        raise InvalidRecipe([FieldError(field, str(problem))]) from None
+
+
+def _words(prompt: str, field: str) -> str:
+    """The same for text encoders whose embeddings cannot be weighted."""
+    parsed = _parsed(prompt, field)
+    if parsed.is_weighted:
+        raise InvalidRecipe([FieldError(field, "this model's text encoders take no weights and no BREAK")])
+    return parsed.text
 
 
 def _compel_for(pipe: Any) -> Callable[..., Any] | None:
