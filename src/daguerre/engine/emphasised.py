@@ -13,6 +13,7 @@ from daguerre.emphasis import Parsed
 
 CHUNK = 75  # tokens between start and end
 BACK = 20  # tokens that may move to the next chunk, to end at a comma
+SLIGHT = 1e-5  # a mean that small beside the values is none
 
 #: Tokens of a chunk, each with its weight.
 Chunk = list[tuple[int, float]]
@@ -84,7 +85,8 @@ def _embed(
     else:
         embeds = output.last_hidden_state
     weighted = embeds * spread[..., None].to(embeds.dtype)
-    kept = embeds.float().mean((1, 2)) / weighted.float().mean((1, 2))
-    is_plain = (spread == 1).all(dim=1)  # to the bit what it was
-    scale = torch.where(is_plain, torch.ones_like(kept), kept).to(embeds.dtype)
+    before, after = embeds.float().mean((1, 2)), weighted.float().mean((1, 2))
+    # Unweighted chunks stay what they are to the bit; where the mean is nothing but rounding, there is none to keep.
+    has_mean = (spread != 1).any(dim=1) & (after.abs() > SLIGHT * weighted.float().abs().mean((1, 2)))
+    scale = torch.where(has_mean, before / after, torch.ones_like(after)).to(embeds.dtype)
     return (weighted * scale[:, None, None]).flatten(0, 1)[None], output[0][:1]
