@@ -119,6 +119,7 @@ def generate(
     count: Annotated[int, typer.Option()] = 1,
     scheduler: Annotated[str | None, typer.Option()] = None,
     style: Annotated[str | None, typer.Option()] = None,
+    lora: Annotated[list[str] | None, typer.Option(help="A LoRA and its weight, like name:0.8; up to four.")] = None,
     image: Annotated[Path | None, typer.Option(help="A picture to start from.")] = None,
     strength: Annotated[float | None, typer.Option(help="How much of it is painted anew, 0 to 1.")] = None,
     mask: Annotated[Path | None, typer.Option(help="White is painted anew, black kept.")] = None,
@@ -141,6 +142,7 @@ def generate(
         "count": count,
         "scheduler": scheduler,
         "style": style,
+        "loras": [_lora(text) for text in lora] if lora else None,
         "image": _base64(image),
         "strength": strength,
         "mask": _base64(mask),
@@ -155,6 +157,16 @@ def generate(
         paths = studio.generate(draft, out, on_progress)
     for path in paths:
         print(path)
+
+
+def _lora(text: str) -> dict[str, Any]:
+    name, colon, weight = text.rpartition(":")
+    if not colon:
+        return {"name": text}
+    try:
+        return {"name": name, "weight": float(weight)}
+    except ValueError:
+        _stop(f"--lora {text}: the weight must be a number, like name:0.8", WRONG_USE)
 
 
 def _base64(path: Path | None) -> str | None:
@@ -173,6 +185,20 @@ def models(weights: Weights = None, config: Config = None) -> None:
     found = catalog.read(settings.weights, settings.default_model)
     for model in found.models:
         print(f"{model.name:<20} {model.family:<12} {'here' if model.is_here else 'absent':<8} {model.description}")
+    for problem in found.problems:
+        print(f"daguerre: {problem}", file=sys.stderr)
+
+
+@app.command()
+def loras(weights: Weights = None, config: Config = None) -> None:
+    """List the LoRAs that can be used."""
+    from daguerre.loras import Loras
+
+    settings, _ = configuration.load(_flags(weights=weights), config=config)
+    found = Loras(settings.weights)
+    for lora in found.loras:
+        words = f"[{', '.join(lora.trigger_words)}] " if lora.trigger_words else ""
+        print(f"{lora.name:<20} {lora.family or 'unknown':<12} rank {lora.rank:<5} {words}{lora.description}")
     for problem in found.problems:
         print(f"daguerre: {problem}", file=sys.stderr)
 
