@@ -2,7 +2,7 @@
 
 The UNet has its real size, 2.6 billion weights in bfloat16, and 722 layers that a LoRA of rank 16 changes. What its
 weights are does not matter: nothing is computed with them. The sides take turns in going back and forth between
-the same two files, which the system has in its cache. Ours has read them before, as it has when they are used again and again;
+the same two files, which the system has in its cache. Ours has read them before, as it has when they are used again;
 what reading one for the first time takes is told beside. On a GPU each change is timed until the device has done it.
 """
 

@@ -64,8 +64,21 @@ def test_a_job_is_a_job(sdapi: httpx.Client, client: httpx.Client) -> None:
     answer = sdapi.post(
         "/txt2img", json={"prompt": "a lake", "sampler_name": "DPM++ 2M", "scheduler": "Karras", **SMALL}
     )
-    native = client.post("/generate", json={"prompt": "a lake", "scheduler": "dpmpp_2m_karras", **SMALL})
+    ours = {"scheduler": "dpmpp_2m_karras", "prompt_syntax": "a1111"}
+    native = client.post("/generate", json={**SMALL, "prompt": "a lake", **ours})
     assert base64.b64decode(answer.json()["images"][0]) == native.content
+
+
+def test_weights_in_the_prompt_are_read_as_theirs(sdapi: httpx.Client) -> None:
+    """Brackets are emphasis, not text; a LoRA that is not there is told."""
+    pictures = []
+    for prompt in ("a (red) circle", "a (red:1.1) circle", "a red circle"):
+        answer = sdapi.post("/txt2img", json={"prompt": prompt, **SMALL}).json()
+        with Image.open(io.BytesIO(base64.b64decode(answer["images"][0]))) as image:
+            pictures.append(image.tobytes())
+    assert pictures[0] == pictures[1] != pictures[2]
+    missing = sdapi.post("/txt2img", json={"prompt": "a circle <lora:nobodys:0.8>", **SMALL})
+    assert (missing.status_code, missing.json()["error"]) == (404, "LoraNotFound")
 
 
 def test_img2img_starts_from_the_image(api: webuiapi.WebUIApi) -> None:

@@ -121,7 +121,7 @@ def _draft(fields: Mapping[str, Any], inputs: Inputs | None, model: str | None) 
         ours |= {"image": "", **({} if inputs.mask is None else {"mask": ""})}
     ours["prompt"] = ours.get("prompt") or "a picture"  # theirs may be empty
     ours["count"] = _times(fields.get("batch_size"), "batch_size") * _times(fields.get("n_iter"), "n_iter")
-    ours |= {"model": model, "scheduler": _sampler(fields)}
+    ours |= {"model": model, "scheduler": _sampler(fields), "prompt_syntax": "a1111"}
     settings = fields.get("override_settings")
     skip = settings.get("CLIP_stop_at_last_layers") if isinstance(settings, dict) else None
     if isinstance(skip, int) and skip > 1:
