@@ -33,7 +33,7 @@ _ENDINGS: tuple[tuple[str, Kind | None, str], ...] = (
     *((rf"\.lokr_{part}", "lokr", part) for part in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b", "t2")),
     (r"\.alpha", None, "alpha"),
 )
-_PARTS = tuple((re.compile(rf"(.+?)(?:{ending})"), kind, part) for ending, kind, part in _ENDINGS)
+_NAME = re.compile("(.+?)(?:" + "|".join(f"(?P<p{i}>{ending})" for i, (ending, _, _) in enumerate(_ENDINGS)) + ")")
 
 #: What files say of their base, and the family that it belongs to.
 _BASES = (("xl", "sdxl"), ("flux", "flux"), ("v3", "sd3"), ("sd3", "sd3"), ("sd_v", "sd"), ("diffusion-v", "sd"))
@@ -112,11 +112,11 @@ def read(path: Path) -> AdapterFile:
 
 
 def _parsed(name: str) -> tuple[str, Kind | None, str]:
-    for pattern, kind, part in _PARTS:
-        match = pattern.fullmatch(name)
-        if match is not None:
-            return match[1], kind, part
-    raise CatalogError(f"tensor {name[:120]!r} belongs to no LoRA, LoHa or LoKr; other adapters are not served")
+    match = _NAME.fullmatch(name)
+    if match is None or match.lastgroup is None:
+        raise CatalogError(f"tensor {name[:120]!r} belongs to no LoRA, LoHa or LoKr; other adapters are not served")
+    _, kind, part = _ENDINGS[int(match.lastgroup[1:])]
+    return match[1], kind, part
 
 
 def _layer(name: str, kinds: set[Kind], parts: Mapping[str, str], shapes: layernames.Layers) -> Layer:

@@ -65,6 +65,7 @@ class Loras:
         self._stamp: tuple[Any, ...] | None = None
         self._loras: dict[str, Lora] = {}
         self._broken: dict[str, str] = {}
+        self._known: dict[str, tuple[Adapter, Entry, Lora]] = {}
         self._refresh()
 
     @property
@@ -158,7 +159,12 @@ class Loras:
         for file, path in files.items():
             name, entry = entry_of.get(file, (path.stem, Entry()))
             try:
-                yield name, _lora(name, path, entry)
+                known = self._known.get(name)
+                stat = path.stat()
+                adapter = Adapter(name, path, stat.st_mtime_ns, stat.st_size)
+                if known is None or known[:2] != (adapter, entry):  # headers take a while to read
+                    known = self._known[name] = adapter, entry, _lora(adapter, entry)
+                yield name, known[2]
             except (CatalogError, OSError) as error:
                 self._broken[name] = str(error) if isinstance(error, CatalogError) else "it cannot be read"
         for file, (name, _) in entry_of.items():
@@ -166,11 +172,11 @@ class Loras:
                 self._broken.setdefault(name, f"there is no {file} in the folder of LoRAs")
 
 
-def _lora(name: str, path: Path, entry: Entry) -> Lora:
-    file, stat = adapterfile.read(path), path.stat()
+def _lora(adapter: Adapter, entry: Entry) -> Lora:
+    file = adapterfile.read(adapter.path)
     return Lora(
-        name=name,
-        adapter=Adapter(name, path, stat.st_mtime_ns, stat.st_size),
+        name=adapter.name,
+        adapter=adapter,
         family=entry.base or file.family,
         rank=file.rank,
         bytes=file.bytes,

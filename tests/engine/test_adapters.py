@@ -15,7 +15,7 @@ from lorafiles import ATTENTION, CONVOLUTIONS, FEED_FORWARD, PROJECTIONS, Tensor
 
 from daguerre import adapterfile, catalog
 from daguerre.catalog import Catalog, Model
-from daguerre.engine import Submission, pipelines
+from daguerre.engine import Budgets, Submission, pipelines
 from daguerre.engine.adapter_cache import AdapterCache, Hosted, read
 from daguerre.errors import InvalidRecipe
 from daguerre.loras import Loras
@@ -477,3 +477,51 @@ def test_the_family_is_read_off_the_layers(shelf: Shelf) -> None:
     path = shelf.put("style", lorafiles.flat_lora({"lora_unet_down_blocks_1_attentions_0_attn2_to_k": layer}, 16))
     file = adapterfile.read(path)
     assert (file.family, file.rank, file.bytes) == ("sdxl", 16, path.stat().st_size)
+
+
+def test_models_that_make_room_for_one_another(shelf: Shelf) -> None:
+    """A model that leaves the device leaves its slots there too, and wears its adapters again when it is back."""
+    jobs = []
+    for name in ("sd15", "sdxl"):
+        pipe = pipe_of(shelf.catalog.model(name))
+        path = shelf.put(f"{name}-style", lorafiles.diffusers_lora({"unet": layers(pipe.unet, ATTENTION)}))
+        submission = shelf.job(name, loras={f"{name}-style": 0.7})
+        pipe.load_lora_weights(path.parent, weight_name=path.name, adapter_name="style")
+        pipe.set_adapters(["style"], [0.7])
+        jobs.append((name, levels(plain(pipe, submission))))
+    with Darkroom(budgets=Budgets(device=1)) as room:
+        for name, expected in [*jobs, *jobs]:
+            assert difference(room.paint(shelf.job(name, loras={f"{name}-style": 0.7})).picture, expected) <= 1
+
+
+def test_a_checkpoint_in_a_single_file(shelf: Shelf) -> None:
+    """Its layers are known once it is loaded: a LoRA that fits is worn, one that does not is told then."""
+    torch.manual_seed(3)
+    pipe = original.build(False)
+    original.write_checkpoint(pipe, shelf.folder / "file.safetensors")
+    found = {kohya(path): layer for path, layer in layers(pipe.unet, ATTENTION).items()}
+    shelf.put("style", lorafiles.flat_lora(found))
+    shelf.put("other", lorafiles.flat_lora({"lora_unet_mid_block_resnets_7_conv1": torch.nn.Linear(8, 8)}))
+    fields: dict[str, Any] = {"width": 64, "height": 64}
+    jobs = [shelf.job("file", loras=chosen, **fields) for chosen in ({}, {"style": 1.0}, {"other": 1.0})]
+    outcomes, _ = paint_all(jobs)
+    bare, worn, refused = (outcomes[submission.id] for submission in jobs)
+    assert difference(bare.picture, worn.picture) > 4
+    assert isinstance(refused.error, InvalidRecipe)
+    assert "which the model does not have" in refused.error.message
+
+
+@pytest.mark.parametrize(("family", "told"), [("sdxl", "is for sdxl"), ("sd", None)])
+def test_a_family_that_a_file_tells(shelf: Shelf, family: str, told: str | None) -> None:
+    """Of a single file it is what can be refused before anything is loaded."""
+    torch.manual_seed(3)
+    original.write_checkpoint(original.build(False), shelf.folder / "file.safetensors")
+    about = {
+        "modelspec.architecture": {"sdxl": "stable-diffusion-xl-v1-base/lora", "sd": "stable-diffusion-v1/lora"}[family]
+    }
+    shelf.put("style", lorafiles.flat_lora({"lora_unet_conv_in": torch.nn.Linear(8, 8)}), about)
+    if told is None:
+        assert shelf.job("file", loras={"style": 1.0}).adapters
+    else:
+        with pytest.raises(InvalidRecipe, match=told):
+            shelf.job("file", loras={"style": 1.0})

@@ -238,9 +238,8 @@ class Adapters:
     def _fit(self, worn: Worn) -> None:
         """Holds adapters against the layers, once each; those that nobody else holds any more are forgotten."""
         wanted = {hosted for hosted, _ in worn}
-        if wanted <= self._fitted.keys():
-            return
-        self._fitted = {hosted: changes for hosted, changes in self._fitted.items() if hosted.is_kept}
+        for hosted in [hosted for hosted in self._fitted.keys() - wanted if not hosted.is_kept]:
+            del self._fitted[hosted]
         for hosted in wanted - self._fitted.keys():
             try:
                 self._fitted[hosted] = self._changes(hosted)
