@@ -20,6 +20,7 @@ from daguerre.http.state import State
 from daguerre.jobs.dispatch import Dispatch
 from daguerre.jobs.loras import LoraShelf
 from daguerre.jobs.models import Models, Pulling
+from daguerre.jobs.retries import Retries
 from daguerre.jobs.service import JobService, Limits, Timeouts
 from daguerre.loras import Loras
 from daguerre.settings import Settings
@@ -112,12 +113,14 @@ class Daguerre(Starlette):
             await service.recover()
             engine.start(preload=self._catalog.model())
             feeding = loop.create_task(dispatch.feed())
+            retries = Retries(service)
             yield State(
                 settings=settings,
                 service=service,
                 dispatch=dispatch,
                 models=models,
                 loras=shelf,
+                retries=retries,
                 files=files,
                 codec=codec,
                 checkpoints={},

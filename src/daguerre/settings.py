@@ -57,8 +57,6 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     outputs: Path = Path("outputs")
     #: Jobs that may wait; more are refused with 503.
     queue_limit: Annotated[int, Meta(ge=1)] = 100
-    #: queued makes /generate answer 202 with a job to poll, as if every client had asked for that.
-    generate_default: Literal["sync", "queued"] = "sync"
     #: Pictures under way at once; they share forwards of the denoiser where they can.
     max_runs: Annotated[int, Meta(ge=1)] = 16
     #: A job that has waited and run this long is ended with 504.
@@ -71,6 +69,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     step_timeout: Seconds = 600.0
     #: New jobs are refused while the disk of the outputs has less room than this, in bytes.
     least_disk: Annotated[int, Meta(ge=0)] = 256 * 1024 * 1024
+    #: queued answers POST /generate with 202 and the job, as if each client had asked for that.
+    generate_default: Literal["sync", "queued"] = "sync"
     #: How long a finished job's result is kept; its picture files stay.
     result_ttl: Seconds = 3600.0
     #: Largest request body, in bytes.

@@ -2,6 +2,8 @@
 
 import base64
 import io
+import time
+from datetime import datetime
 from typing import Any
 
 import httpx
@@ -195,3 +197,43 @@ def test_open_webui(client: httpx.Client) -> None:
     answer = client.post("/v1/images/generations", json={**request, "steps": 2, "moderation": "low", "who": 1})
     assert answer.status_code == 200
     assert _picture(answer.json()["data"][0]["b64_json"]).shape == (64, 64, 3)
+
+
+@pytest.mark.parametrize("is_edit", [False, True])
+def test_a_retry_gets_the_job_that_is_under_way(live: Live, is_edit: bool) -> None:
+    """The package's own: its timeout is shorter than the painting, so it asks again, and one job does for all tries."""
+    prompt = f"a lake, {'edited' if is_edit else 'generated'}"
+    fields: dict[str, Any] = {"steps": 70, "seed": 7, "width": 256, "height": 256}
+    impatient = openai.OpenAI(base_url=f"{live.address}/v1", api_key="unused", max_retries=20, timeout=1.0)
+    if is_edit:
+        answer = impatient.images.edit(image=_png("blue"), prompt=prompt, extra_body={**fields, "strength": 1})
+    else:
+        answer = impatient.images.generate(prompt=prompt, extra_body=fields)
+    assert answer.data
+    with live.ask() as client:
+        jobs = [job for job in client.get("/v1/jobs").json()["data"] if job["recipe"]["prompt"] == prompt]
+    assert [(job["status"], job["attempts"]) for job in jobs] == [("succeeded", 1)]
+    took = _moment(jobs[0]["finished_at"]) - _moment(jobs[0]["created_at"])
+    assert took > 1  # else nothing had to be asked again
+
+
+def _moment(text: str) -> float:
+    return datetime.fromisoformat(text).timestamp()
+
+
+def test_who_does_not_ask_again_has_given_up(live: Live) -> None:
+    """After the time in which that client would have, its job is called off; the same asked anew is another job."""
+    fields = {"prompt": "a lake that nobody waits for", "steps": 150, "size": "512x512", "seed": 1}
+    with live.ask() as client:
+        for _ in range(2):
+            with pytest.raises(httpx.ReadTimeout):
+                client.post("/v1/images/generations", json=fields, headers={"x-stainless-retry-count": "0"}, timeout=1)
+        ends = time.monotonic() + 30
+        while True:
+            found = client.get("/v1/jobs").json()["data"]
+            jobs = [job for job in found if job["recipe"]["prompt"] == fields["prompt"]]
+            if all(job["finished_at"] for job in jobs):
+                break
+            assert time.monotonic() < ends
+            time.sleep(0.2)
+    assert [job["status"] for job in jobs] == ["cancelled"] * 2

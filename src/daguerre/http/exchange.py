@@ -14,11 +14,15 @@ from daguerre.http import wire
 from daguerre.http.state import State
 from daguerre.job import Job
 from daguerre.jobs.inputs import Inputs, read
+from daguerre.jobs.retries import digest
 from daguerre.recipe import Draft
 from daguerre.store.jobs import Key
 
 #: Bodies above this are parsed off the event loop.
 LARGE_BODY = 64 * 1024
+
+#: How often OpenAI's client has asked before.
+TRIES = "x-stainless-retry-count"
 
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
 
@@ -62,10 +66,23 @@ def _key(request: Request[State], client: str, body: bytes) -> Key | None:
     return Key(client, name, hashlib.sha256(body).hexdigest())
 
 
+async def submit_again(request: Request[State], draft: Draft, inputs: Inputs | None) -> Job:
+    """Accepts a job of a client that waits for it, or gives the job that it has if it says that it asks again."""
+    client, service, retries = client_of(request), request.state["service"], request.state["retries"]
+    tries = request.headers.get(TRIES)
+    if tries is None:
+        return await service.submit(draft, inputs, client)
+    asked = await asyncio.get_running_loop().run_in_executor(request.state["codec"], digest, client, draft, inputs)
+    job = (retries.find(asked) if tries != "0" else None) or await service.submit(draft, inputs, client)
+    retries.remember(asked, job)
+    return job
+
+
 async def paint(request: Request[State], job: Job) -> Job:
-    """Waits for the job; a client that goes away meanwhile cancels it."""
-    service = request.state["service"]
-    waiting = asyncio.ensure_future(service.wait(job.id))
+    """Waits for the job; a client that goes away meanwhile cancels it, unless it can be expected to ask again."""
+    retries = request.state["retries"]
+    retries.came(job)
+    waiting = asyncio.ensure_future(request.state["service"].wait(job.id))
     leaving = asyncio.ensure_future(_gone(request))
     try:
         await asyncio.wait((waiting, leaving), return_when=asyncio.FIRST_COMPLETED)
@@ -73,7 +90,7 @@ async def paint(request: Request[State], job: Job) -> Job:
             return waiting.result()
         raise JobCancelled("the client went away")
     finally:
-        service.cancel(job.id)  # of a finished job this is nothing
+        retries.left(job)
         for task in (waiting, leaving):
             task.cancel()
         await asyncio.gather(waiting, leaving, return_exceptions=True)

@@ -16,7 +16,7 @@ from daguerre.recipe import Draft, Mode
 
 async def generate(request: Request[State]) -> Response:
     """``POST /generate``: paints what the recipe's images make of it: from text, from an image, or into one."""
-    return await _generate(request, None, may_wait=request.state["settings"].generate_default == "sync")
+    return await _generate(request, None)
 
 
 async def txt2img(request: Request[State]) -> Response:
@@ -34,15 +34,15 @@ async def inpaint(request: Request[State]) -> Response:
     return await _generate(request, "inpaint")
 
 
-async def _generate(request: Request[State], mode: Mode | None, *, may_wait: bool = True) -> Response:
+async def _generate(request: Request[State], mode: Mode | None) -> Response:
     loop = asyncio.get_running_loop()
     codec = request.state["codec"]
     draft = await read_draft(request)
     _check_mode(draft, mode)
     is_preferred = _prefers_queue(request)
-    if is_preferred or not may_wait:
+    if is_preferred or (mode is None and request.state["settings"].generate_default == "queued"):
         job = await submit_detached(request, draft, await read_inputs(request, draft))
-        return accepted(job, request, {"preference-applied": "respond-async"} if is_preferred else {})
+        return accepted(job, request, {"preference-applied": "respond-async"} if is_preferred else None)
     form = wire.negotiate(request.headers.get("accept", ""), draft)
     if form.format is not None:
         draft = msgspec.structs.replace(draft, format=form.format)

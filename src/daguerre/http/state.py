@@ -6,6 +6,7 @@ from typing import TypedDict
 from daguerre.jobs.dispatch import Dispatch
 from daguerre.jobs.loras import LoraShelf
 from daguerre.jobs.models import Models
+from daguerre.jobs.retries import Retries
 from daguerre.jobs.service import JobService
 from daguerre.settings import Settings
 from daguerre.store.files import Files
@@ -19,6 +20,7 @@ class State(TypedDict):
     dispatch: Dispatch
     models: Models
     loras: LoraShelf
+    retries: Retries
     files: Files
     codec: ThreadPoolExecutor
     checkpoints: dict[str, str]  # the models that clients of AUTOMATIC1111's API have chosen, by client

@@ -22,7 +22,7 @@ from daguerre import imaging, recipe
 from daguerre.errors import BadRequest, DaguerreError, FieldError, InvalidRecipe, ModelNotFound, Unavailable
 from daguerre.http import problems, wire
 from daguerre.http.dialects.uploads import Form, read_form
-from daguerre.http.exchange import client_of, paint, read_pictures
+from daguerre.http.exchange import paint, read_pictures, submit_again
 from daguerre.http.state import State
 from daguerre.job import Job
 from daguerre.jobs.inputs import Inputs
@@ -118,7 +118,7 @@ async def _answer(request: Request[State], fields: Mapping[str, Any], inputs: In
     draft = _draft(fields, inputs)
     as_url = _choice(fields, "response_format", ("b64_json", "url")) == "url"
     is_stream = fields.get("stream") in (True, "true")
-    job = await request.state["service"].submit(draft, inputs, client_of(request))
+    job = await submit_again(request, draft, inputs)
     if is_stream:
         return StreamingResponse(_events(request, job, kind), media_type="text/event-stream")
     job = await paint(request, job)
