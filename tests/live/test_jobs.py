@@ -1,5 +1,6 @@
 """Jobs that nobody waits for on a connection: submitted, polled, fetched, called off, and there after a restart."""
 
+import asyncio
 import base64
 import io
 import re
@@ -13,7 +14,11 @@ import httpx
 import pytest
 from PIL import Image
 
-from server import Live, serving
+from daguerre import catalog, recipe
+from daguerre.job import Job, Status, new_id
+from daguerre.store.db import Database
+from daguerre.store.jobs import JobRows
+from server import ROOT, Live, serving
 
 SMALL: dict[str, Any] = {"prompt": "a lake", "width": 64, "height": 64, "steps": 2, "seed": 3}
 LONG: dict[str, Any] = {"prompt": "a forest", "width": 256, "height": 256, "steps": 150, "seed": 1}
@@ -199,6 +204,31 @@ def test_what_the_server_can_do(client: httpx.Client) -> None:
     assert {style["id"] for style in client.get("/v1/styles").json()["data"]} >= {"realistic", "anime", "sketch"}
     for style in client.get("/v1/styles").json()["data"]:
         assert "{prompt}" in style["prompt"]
+
+
+def test_who_may_have_killed_the_process_is_painted_alone(tmp_path: Path) -> None:
+    """So that the next death is one job's own doing, and those that ran beside it are not blamed for it."""
+    outputs, data = tmp_path / "outputs", tmp_path / "outputs-data"
+    whole = recipe.resolve(
+        recipe.parse({**SMALL, "steps": 6}), catalog.read(ROOT / "weights", "demo-xl").model(), 0, {}
+    )
+    left = [
+        Job(new_id(time.time() + at / 1000), whole, time.time(), "127.0.0.1", False, attempts, status)
+        for at, (attempts, status) in enumerate(
+            [(0, Status.QUEUED), (2, Status.RUNNING), (1, Status.RUNNING), (2, Status.RUNNING), (0, Status.QUEUED)]
+        )
+    ]
+    database = Database(data / "daguerre.db")
+    for job in left:
+        asyncio.run(JobRows(database).add(job, None, None))
+    database.close()
+    with serving(outputs) as live, live.ask() as client:
+        jobs = [_until_final(client, job.id) for job in left]
+    assert [(job["status"], job["attempts"]) for job in jobs] == [("succeeded", job.attempts + 1) for job in left]
+    times = [(job["started_at"], job["finished_at"]) for job in jobs]
+    for at in (1, 3):
+        others = times[:at] + times[at + 1 :]
+        assert all(ended <= times[at][0] or began >= times[at][1] for began, ended in others), times
 
 
 def test_results_expire(tmp_path: Path) -> None:

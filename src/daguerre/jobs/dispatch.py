@@ -64,6 +64,8 @@ class Dispatch:
         self._in_engine: dict[str, Gathered] = {}
         self._has_room = asyncio.Event()
         self._has_room.set()
+        self._is_idle = asyncio.Event()
+        self._is_idle.set()
         self._writing: set[asyncio.Task[None]] = set()
         self.state = EngineState()
 
@@ -72,18 +74,25 @@ class Dispatch:
         while True:
             await self._has_room.wait()
             job_id = await self._service.queue.take()
+            # One that was there when the process died, twice: should it die again, no other job is to be blamed.
+            is_suspect = self._service.is_suspect(job_id)
+            if is_suspect:
+                await self._is_idle.wait()
             job = self._service.find(job_id)
             if job is None or job.status.is_final:
                 continue
             self._in_engine[job_id] = Gathered()
+            self._is_idle.clear()
             if len(self._in_engine) >= AHEAD:
                 self._has_room.clear()
             try:
                 submission = await self._submission(job)
             except DaguerreError as error:  # its model has gone from the weights folder since
                 await self._fail(job, error)
-            else:
-                self._engine.submit(submission)
+                continue
+            self._engine.submit(submission)
+            if is_suspect:
+                await self._is_idle.wait()
 
     async def _submission(self, job: Job) -> Submission:
         recipe, inputs = job.recipe, self._service.inputs(job.id)
@@ -194,6 +203,8 @@ class Dispatch:
         gathered = self._in_engine.pop(job_id, None)
         if len(self._in_engine) < AHEAD:
             self._has_room.set()
+        if not self._in_engine:
+            self._is_idle.set()
         if gathered is not None:
             await self._drop(gathered)
 

@@ -338,6 +338,11 @@ class JobService:
         self._hub.publish(job)
         return job
 
+    def is_suspect(self, job_id: str) -> bool:
+        """Whether one more death of the process while it is painted would be taken to be its doing."""
+        job = self._jobs.get(job_id)
+        return job is not None and job.attempts >= ATTEMPTS - 1
+
     def previewed(self, job_id: str, preview: bytes) -> None:
         """What a running job's picture looks like so far, as a JPEG. It is told, and kept nowhere."""
         if job_id in self._unfinished:
