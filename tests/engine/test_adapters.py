@@ -1,6 +1,7 @@
 """Adapters of every layout and kind: pictures equal those of plain diffusers; runs in company keep their own."""
 
 import contextlib
+import gc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -422,6 +423,26 @@ def test_numbers_that_are_not_finite_end_one_job(shelf: Shelf, value: float) -> 
             assert isinstance(failed.error, InvalidRecipe)
             assert "not finite" in failed.error.message
         assert (room.paint(shelf.job("sd15", reproducible=True)).picture == before).all()
+
+
+def test_memory_after_many_switches_is_what_it_was_after_two(shelf: Shelf) -> None:
+    """Slots are filled anew, never made anew, whatever the order of ranks and kinds."""
+    pipe = pipe_of(shelf.catalog.model("sd15"))
+    found = layers(pipe.unet, ATTENTION)
+    shelf.put("small", lorafiles.diffusers_lora({"unet": found}, 4))
+    shelf.put("large", lorafiles.diffusers_lora({"unet": found}, 30))
+    named = {kohya(path): (f"unet.{path}", layer) for path, layer in found.items()}
+    shelf.put("lokr", lorafiles.lycoris(named, lorafiles.lokr)[0])
+    ours = pipelines.load(shelf.catalog.model("sd15"), torch.float32)
+    hosted = {name: read(shelf.loras.find(name).adapter, torch.float32) for name in ("small", "large", "lokr")}
+    sets = [["small"], ["large"], ["lokr"], ["small", "lokr"], [], ["large", "small", "lokr"]]
+    counts = []
+    for turn in range(5):
+        for names in sets:
+            ours.adapters.wear_on_denoiser([(hosted[name], 0.1 + turn) for name in names])
+        gc.collect()
+        counts.append(sum(issubclass(type(found), torch.Tensor) for found in gc.get_objects()))
+    assert counts[1] == counts[-1]
 
 
 def test_a_file_that_is_replaced_is_read_again(shelf: Shelf) -> None:

@@ -1,5 +1,6 @@
 """The catalogue of LoRAs: what files say, what catalog.toml says of them, and the many files that are none."""
 
+import contextlib
 import json
 import pickle
 import struct
@@ -8,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from daguerre import adapterfile, layernames
 from daguerre.errors import CatalogError, InvalidRecipe, LoraIncompatible, LoraNotFound
@@ -124,6 +127,16 @@ def test_what_is_no_adapter_is_told_and_costs_no_other(tmp_path: Path, put: Call
     assert len(loras.problems) == 1
     put(GOOD)  # mended: seen without a restart
     assert loras.find("style").rank == 4
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(place=st.integers(0, len(GOOD) - 1), value=st.integers(0, 255), length=st.integers(0, len(GOOD)))
+def test_any_byte_may_be_wrong(put: Callable[..., Path], place: int, value: int, length: int) -> None:
+    """A file with a byte of it changed, or a part of it missing, is an adapter or is refused; nothing else happens."""
+    for data in (GOOD[:place] + bytes([value]) + GOOD[place + 1 :], GOOD[:length]):
+        path = put(data, f"{place}-{value}-{length}-{len(data)}.safetensors")
+        with contextlib.suppress(CatalogError):
+            assert adapterfile.read(path).rank >= 1
 
 
 @pytest.mark.parametrize("name", ["../style", "loras/style", "/etc/passwd", "style.safetensors", "", "nope", "a\0b"])

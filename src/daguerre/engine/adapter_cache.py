@@ -152,31 +152,44 @@ def read(adapter: Adapter, dtype: "torch.dtype", is_pinned: bool = False) -> Hos
     """Reads an adapter's file into host memory, page-locked if a device is to fetch it from there.
 
     Raises:
-        CatalogError: the file is no adapter, or holds numbers that are not finite.
-        OSError: it cannot be read.
+        CatalogError: the file is no adapter, cannot be read, or holds numbers that are not finite.
     """
     import safetensors.torch
 
     from daguerre.engine import factors
 
-    file = adapterfile.read(adapter.path)
-    # Read as a whole, not mapped: a file that is overwritten meanwhile must not end the process.
-    data = adapter.path.read_bytes()
     try:
-        tensors = safetensors.torch.load(data)
+        file = adapterfile.read(adapter.path)
+        # Read as a whole, not mapped: a file that is overwritten meanwhile must not end the process.
+        tensors = safetensors.torch.load(adapter.path.read_bytes())
+        named = {name: {part: tensors[of] for part, of in layer.tensors.items()} for name, layer in file.layers.items()}
+    except OSError:
+        raise CatalogError("its file cannot be read") from None
     except (safetensors.SafetensorError, KeyError, ValueError):
         raise CatalogError("its file changed while it was read") from None
     told = _told_alphas(file.metadata)
     changes: dict[str, Change] = {}
     for name, layer in file.layers.items():
-        parts = {part: tensors[tensor] for part, tensor in layer.tensors.items()}
+        parts = named[name]
         alpha = parts.pop("alpha", None)
         made = factors.change(layer, parts, told(name, layer.rank) if alpha is None else float(alpha), dtype)
-        if not all(bool(tensor.isfinite().all()) for tensor in made.tensors):
+        if not all(_is_finite(tensor) for tensor in made.tensors):
             raise CatalogError(f"layer {name[:120]!r} holds numbers that are not finite in {str(dtype)[6:]}")
-        changes[name] = type(made)(*(tensor.pin_memory() for tensor in made.tensors)) if is_pinned else made
+        changes[name] = type(made)(*map(_pinned, made.tensors)) if is_pinned else made
     held = sum(tensor.nbytes for made in changes.values() for tensor in made.tensors)
     return Hosted(adapter, file, changes, held)
+
+
+def _pinned(tensor: "torch.Tensor") -> "torch.Tensor":
+    try:
+        return tensor.pin_memory()
+    except RuntimeError:  # the system grants no more locked memory: copying is slower, nothing else
+        return tensor
+
+
+def _is_finite(tensor: "torch.Tensor") -> bool:
+    """In one pass: a number that is none makes both ends none."""
+    return all(bool(end.isfinite()) for end in tensor.aminmax())
 
 
 def _told_alphas(metadata: Mapping[str, str]) -> Callable[[str, int], float | None]:

@@ -49,7 +49,8 @@ def change(layer: Layer, tensors: Tensors, alpha: float | None, dtype: torch.dty
 
     Computed in float32, so that a file in float16 and one in float32 give the same in ``dtype``.
     """
-    parts = {part: tensor.float() for part, tensor in tensors.items()}
+    is_copy = layer.kind == "lora" and alpha in (None, layer.rank) and "mid" not in tensors  # the most frequent case
+    parts = tensors if is_copy else {part: tensor.float() for part, tensor in tensors.items()}
     makers: dict[str, Callable[[Tensors, float | None], Change]] = {"lora": _lora, "loha": _loha, "lokr": _lokr}
     found = makers[layer.kind](parts, alpha)
     first, second = (tensor.to(dtype).contiguous() for tensor in found.tensors)
@@ -66,7 +67,8 @@ def _lora(parts: Tensors, alpha: float | None) -> LowRank:
     rank = down.shape[0]
     if "mid" in parts:
         down = torch.einsum("pqhw,qi->pihw", parts["mid"], down.flatten(1))
-    return LowRank(down.flatten(1), up.T * _scale(alpha, rank))
+    scale = _scale(alpha, rank)
+    return LowRank(down.flatten(1), up.T if scale == 1.0 else up.T * scale)
 
 
 def _loha(parts: Tensors, alpha: float | None) -> LowRank:
