@@ -36,7 +36,17 @@ _ENDINGS: tuple[tuple[str, Kind | None, str], ...] = (
 _NAME = re.compile("(.+?)(?:" + "|".join(f"(?P<p{i}>{ending})" for i, (ending, _, _) in enumerate(_ENDINGS)) + ")")
 
 #: What files say of their base, and the family that it belongs to.
-_BASES = (("xl", "sdxl"), ("flux", "flux"), ("v3", "sd3"), ("sd3", "sd3"), ("sd_v", "sd"), ("diffusion-v", "sd"))
+_BASES = (
+    *(
+        ("sdxl", "sdxl"),
+        ("-xl", "sdxl"),
+        ("flux", "flux"),
+        ("sd3", "sd3"),
+        ("diffusion-v3", "sd3"),
+        ("diffusion-3", "sd3"),
+    ),
+    *(("sd_v", "sd"), ("diffusion-v1", "sd"), ("diffusion-v2", "sd")),
+)
 #: The family by the width of the text that attention looks at.
 _CONTEXTS = {768: "sd", 1024: "sd", 2048: "sdxl"}
 

@@ -58,6 +58,19 @@ _FLUX_SINGLE = {
     "modulation_lin": "norm.linear",
 }
 
+#: Stable Diffusion 3: the same.
+_SD3 = {
+    "x_block_attn_qkv": "attn.to_q attn.to_k attn.to_v",
+    "context_block_attn_qkv": "attn.add_q_proj attn.add_k_proj attn.add_v_proj",
+    "x_block_attn_proj": "attn.to_out.0",
+    "context_block_attn_proj": "attn.to_add_out",
+    "x_block_mlp_fc1": "ff.net.0.proj",
+    "x_block_mlp_fc2": "ff.net.2",
+    "context_block_mlp_fc1": "ff_context.net.0.proj",
+    "context_block_mlp_fc2": "ff_context.net.2",
+    "x_block_adaLN_modulation_1": "norm1.linear",
+}
+
 _ORIGINAL_RESNET = {
     "conv1": "in_layers_2",
     "conv2": "out_layers_3",
@@ -106,7 +119,7 @@ def names(layers: Layers) -> dict[str, tuple[str, ...]]:
             original = _original(flat, len(resnets), layers) if part == "unet" else None
             if original is not None:
                 found["denoiser_" + original] = (layer,)
-    return found | dict(_flux(layers))
+    return found | dict(_transformer(layers))
 
 
 def find(name: str, known: Mapping[str, tuple[str, ...]]) -> tuple[str, ...] | None:
@@ -156,11 +169,13 @@ def _original_middle(flat: str) -> str | None:
     return f"middle_block_{2 * int(match[2])}_{_ORIGINAL_RESNET.get(match[3], match[3])}"
 
 
-def _flux(layers: Layers) -> Iterator[tuple[str, tuple[str, ...]]]:
+def _transformer(layers: Layers) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """The names that FLUX and Stable Diffusion 3 have from their makers."""
     wanted = dict(_FLUX)
     for original, block, table in (
         ("double_blocks", "transformer_blocks", _FLUX_DOUBLE),
         ("single_blocks", "single_transformer_blocks", _FLUX_SINGLE),
+        ("joint_blocks", "transformer_blocks", _SD3),
     ):
         found = {match[1] for name in layers if (match := re.match(rf"transformer\.{block}\.(\d+)\.", name))}
         for i in found:

@@ -171,7 +171,8 @@ def test_diffusers_layout_from_before_peft(shelf: Shelf) -> None:
     """``attn1.processor.to_q_lora.down.weight``."""
     pipe = pipe_of(shelf.catalog.model("sd15"))
     found = layers(pipe.unet, ("to_q", "to_k", "to_v", "to_out.0"))
-    tensors, deltas = {}, {}
+    tensors: Tensors = {}
+    deltas: Tensors = {}
     for path, layer in found.items():
         made = lorafiles.lora(layer)
         attention, _, kind = path.removesuffix(".0").rpartition(".")
@@ -204,22 +205,41 @@ FLUX = {
 }
 
 
-def test_flux_in_kohyas_layout(shelf: Shelf) -> None:
-    """The original's fused layers. diffusers' own conversion knows no FLUX but the large one, so weights are added."""
-    pipe = pipe_of(shelf.catalog.model("flux"))
-    layers_of = {name: [pipe.transformer.get_submodule(path) for path in paths] for name, paths in FLUX.items()}
+#: The same of Stable Diffusion 3.
+SD3 = {
+    "joint_blocks_0_x_block_attn_qkv": [DOUBLE + f"attn.to_{i}" for i in "qkv"],
+    "joint_blocks_0_context_block_attn_qkv": [DOUBLE + f"attn.add_{i}_proj" for i in "qkv"],
+    "joint_blocks_0_x_block_attn_proj": [DOUBLE + "attn.to_out.0"],
+    "joint_blocks_0_context_block_attn_proj": [DOUBLE + "attn.to_add_out"],
+    "joint_blocks_0_x_block_mlp_fc1": [DOUBLE + "ff.net.0.proj"],
+    "joint_blocks_0_x_block_mlp_fc2": [DOUBLE + "ff.net.2"],
+    "joint_blocks_0_context_block_mlp_fc1": [DOUBLE + "ff_context.net.0.proj"],
+    "joint_blocks_0_context_block_mlp_fc2": [DOUBLE + "ff_context.net.2"],
+    "joint_blocks_0_x_block_adaLN_modulation_1": [DOUBLE + "norm1.linear"],
+}
+
+
+@pytest.mark.parametrize(("name", "original_names"), [("flux", FLUX), ("sd3", SD3)])
+def test_transformers_in_kohyas_layout(shelf: Shelf, name: str, original_names: dict[str, list[str]]) -> None:
+    """The original's fused layers. diffusers' own conversions know the large models only, so weights are added."""
+    pipe = pipe_of(shelf.catalog.model(name))
+    layers_of = {
+        flat: [pipe.transformer.get_submodule(path) for path in paths] for flat, paths in original_names.items()
+    }
     fused = {
-        f"lora_unet_{name}": torch.nn.Linear(parts[0].in_features, sum(part.out_features for part in parts))
-        for name, parts in layers_of.items()
+        f"lora_unet_{flat}": torch.nn.Linear(parts[0].in_features, sum(part.out_features for part in parts))
+        for flat, parts in layers_of.items()
     }
     tensors = lorafiles.flat_lora(fused)
     shelf.put("style", tensors)
-    deltas = {}
-    for name, delta in products(tensors, {name: name for name in fused}).items():
-        paths = FLUX[name.removeprefix("lora_unet_")]
-        rows = [layer.out_features for layer in layers_of[name.removeprefix("lora_unet_")]]
-        deltas |= {f"transformer.{path}": part for path, part in zip(paths, delta.split(rows), strict=True)}
-    submission, without = shelf.job("flux", loras={"style": 0.6}), shelf.job("flux")
+    deltas: Tensors = {}
+    for full, delta in products(tensors, {full: full for full in fused}).items():
+        flat = full.removeprefix("lora_unet_")
+        rows = [layer.out_features for layer in layers_of[flat]]
+        deltas |= {
+            f"transformer.{path}": part for path, part in zip(original_names[flat], delta.split(rows), strict=True)
+        }
+    submission, without = shelf.job(name, loras={"style": 0.6}), shelf.job(name)
     bare = levels(plain(pipe, without))
     with changed(pipe, deltas, 0.6):
         expected = levels(plain(pipe, submission))
@@ -270,7 +290,8 @@ def test_lycoris(shelf: Shelf, name: str, kind: str) -> None:
 def test_a_core_between_the_matrices_of_a_lora(shelf: Shelf) -> None:
     """LoCon's third tensor: ``lora_mid``."""
     pipe = pipe_of(shelf.catalog.model("sd15"))
-    tensors, deltas = {}, {}
+    tensors: Tensors = {}
+    deltas: Tensors = {}
     for path, layer in layers(pipe.unet, ("conv1",)).items():
         rows, inputs, *kernel = layer.weight.shape
         made = {"down": torch.randn(3, inputs, 1, 1) * 0.2, "up": torch.randn(rows, 3, 1, 1) * 0.3}
@@ -375,7 +396,7 @@ def test_a_forward_is_plain_diffusers_to_a_tenthousandth(shelf: Shelf, name: str
     for turn in range(4):
         worn = hosted[turn % 2]
         ours.adapters.wear_on_denoiser([(worn, 0.7)])
-        pointers.add(tuple(slot.up.data_ptr() for slot in ours.adapters._denoiser._slots.values()))
+        pointers.add(tuple(id(slot.up) for slot in ours.adapters._denoiser._slots.values()))
         pipe.load_lora_weights(shelf.folder / "loras", weight_name=f"{worn.name}.safetensors", adapter_name="one")
         pipe.set_adapters(["one"], [0.7])
         seen, expected = ours.denoiser(**inputs).sample, pipe.unet(**inputs).sample

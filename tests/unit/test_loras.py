@@ -4,7 +4,7 @@ import contextlib
 import json
 import pickle
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ def header(fields: dict[str, Any], data: bytes) -> bytes:
     return struct.pack("<Q", len(text)) + text + data
 
 
-def tensors(shapes: dict[str, tuple[int, ...]], dtype: str = "F32", **metadata: str) -> bytes:
+def tensors(shapes: Mapping[str, tuple[int, ...]], dtype: str = "F32", **metadata: str) -> bytes:
     """A file of zeros."""
     fields: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
     end = 0
@@ -190,7 +190,10 @@ def test_every_layout_finds_the_layer() -> None:
 
 def test_what_a_file_says_of_itself_and_what_the_catalogue_says(tmp_path: Path, put: Callable[..., Path]) -> None:
     """Metadata, over them the table of catalog.toml; a broken table costs its own LoRA only."""
-    about = {"modelspec.architecture": "stable-diffusion-xl-v1-base/lora", "modelspec.trigger_phrase": "ohwx, papercut"}
+    about: dict[str, Any] = {
+        "modelspec.architecture": "stable-diffusion-xl-v1-base/lora",
+        "modelspec.trigger_phrase": "ohwx, papercut",
+    }
     put(lora(**about))
     found = Loras(tmp_path).find("style")
     assert (found.family, found.trigger_words, found.default_weight) == ("sdxl", ("ohwx", "papercut"), 1.0)
