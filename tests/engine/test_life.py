@@ -415,3 +415,21 @@ def test_importing_loads_no_torch(module: str) -> None:
     """The port is open long before torch is in."""
     program = f"import sys, {module}; sys.exit('torch' in sys.modules or 'diffusers' in sys.modules)"
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+
+
+def test_a_forward_that_fails_for_several_pictures_of_a_job(models: Catalog) -> None:
+    """The first that fails ends the job, with the others that waited for the same forward; the engine goes on."""
+
+    def fail(module: torch.nn.Module, _args: object) -> None:
+        if isinstance(module, torch.nn.Conv2d) and (module.in_channels, module.out_channels) == (4, 16):
+            raise RuntimeError("this layer cannot be computed")
+
+    model = models.model("sd15")
+    with Darkroom() as darkroom:
+        darkroom.paint(job(model, "a bridge"))
+        handle = torch.nn.modules.module.register_module_forward_pre_hook(fail)
+        failed = darkroom.paint(job(model, "a bridge", count=3))
+        handle.remove()
+        assert isinstance(failed.error, JobFailed)
+        assert failed.ends == 1
+        assert darkroom.paint(job(model, "a bridge")).picture.any()

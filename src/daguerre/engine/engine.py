@@ -461,7 +461,8 @@ class Engine:
             state.scheduler.ran(timed.subject, timed.seconds, time.monotonic())
             state.notebook.count()
         for call, output in zip(calls, outputs, strict=True):
-            self._answer(state, call, output)
+            if call.run in state.running:  # else another picture of its job has just failed, and ended it
+                self._answer(state, call, output)
 
     def _forward_failed(self, state: State, calls: list["Call"], picked: list[Waiting], error: Exception) -> None:
         """Nothing has changed yet: out of memory, the calls wait for smaller sets; else each is tried alone."""
@@ -477,7 +478,8 @@ class Engine:
             state.calls |= {call.run: call for call in calls}
         else:
             for call, waiting in zip(calls, picked, strict=True):
-                self._forward(state, [call], [waiting])
+                if call.run in state.running:
+                    self._forward(state, [call], [waiting])
 
     def _answer(self, state: State, call: "Call", output: Any) -> None:
         painting = state.running[call.run]
