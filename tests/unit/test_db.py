@@ -48,7 +48,8 @@ def database(tmp_path: Path) -> Iterator[Database]:
 
 
 def _job(**fields: Any) -> Job:
-    return Job(**{"id": new_id(), "recipe": RECIPE, "created_at": 1.5, "is_attached": False} | fields)
+    given: dict[str, Any] = {"id": new_id(), "recipe": RECIPE, "created_at": 1.5, "is_attached": False}
+    return Job(**given | fields)
 
 
 def _tables(connection: sqlite3.Connection) -> set[str]:

@@ -51,7 +51,8 @@ def _play(folder: Path, play: Callable[[JobService, JobRows], Awaitable[None]], 
 def _job(**fields: Any) -> Job:
     model = catalog.read(WEIGHTS, "demo-xl").model()
     whole = recipe.resolve(DRAFT, model, 0, {})
-    return Job(**{"id": new_id(), "recipe": whole, "created_at": time.time(), "is_attached": False} | fields)
+    given: dict[str, Any] = {"id": new_id(), "recipe": whole, "created_at": time.time(), "is_attached": False}
+    return Job(**given | fields)
 
 
 def test_jobs_are_taken_up_in_their_order(tmp_path: Path) -> None:
