@@ -33,6 +33,10 @@ class Hub:
         self._listeners: defaultdict[str, set[asyncio.Queue[News]]] = defaultdict(set)
         self._latest: dict[str, News] = {}  # of jobs that somebody follows
 
+    def followed(self) -> list[str]:
+        """The ids of the jobs that somebody follows."""
+        return list(self._latest)
+
     def publish(self, job: Job, preview: bytes | None = None) -> None:
         """Tells all who follow this job. A preview stands until there is a newer one, or the job ends."""
         if job.id not in self._latest:

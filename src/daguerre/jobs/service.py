@@ -43,6 +43,8 @@ log = logging.getLogger(__name__)
 ATTEMPTS = 3
 #: Seconds that an ended job's row outlives its result, to answer that it has expired.
 EPITAPH = 7 * 24 * 3600.0
+#: Seconds between two looks at who has moved up in the line.
+REMIND_EVERY = 3.0
 #: Seconds between two looks for rows to forget.
 SWEEP_EVERY = 600.0
 
@@ -341,6 +343,22 @@ class JobService:
             self._line.put(job)
         self._hub.publish(job)
         return job
+
+    async def remind(self) -> None:
+        """Tells those who follow a job that waits when it has moved up in the line, from time to time, for ever."""
+        told: dict[str, int] = {}
+        while True:
+            await asyncio.sleep(REMIND_EVERY)
+            positions: dict[str, int] = {}
+            for job_id in self._hub.followed():
+                job = self._jobs.get(job_id)
+                if job is None or job.status is not Status.QUEUED:
+                    continue
+                positions[job_id] = self.place(job).position
+                if positions[job_id] != told.get(job_id):
+                    self._hub.publish(job)
+                    await asyncio.sleep(0)  # thousands may be told: others have their turn between them
+            told = positions
 
     def is_suspect(self, job_id: str) -> bool:
         """Whether one more death of the process while it is painted would be taken to be its doing."""
