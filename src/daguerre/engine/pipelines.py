@@ -11,9 +11,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-# Weights are data, never code. Both switches are read when the libraries are imported, so they come first.
+# Weights are data, never code. The switches are read when the libraries are imported, so they come first.
 os.environ["DIFFUSERS_DISABLE_REMOTE_CODE"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Advice that is given during the import, before anybody can turn it off: Pillow's image processors serve well.
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import diffusers
 import numpy as np
