@@ -91,7 +91,7 @@ class Daguerre(Starlette):
             self._on_fault,
             Tuning(settings.compile, settings.channels_last, settings.cpu_threads, settings.data / "compiled"),
             settings.data / "curves",
-            Budgets(settings.device_memory, settings.host_memory, settings.pinned_models),
+            Budgets(settings.device_memory, settings.host_memory, settings.pinned_models, settings.offload),
         )
         database = Database(settings.data / "daguerre.db")
         service = JobService(

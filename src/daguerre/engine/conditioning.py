@@ -21,11 +21,12 @@ CACHED = 128
 class Conditioning:
     """The text encoders of one pipeline. Embeddings are [1, tokens, channels], pooled ones [1, channels]."""
 
-    def __init__(self, pipe: Any, accepted: frozenset[str]) -> None:
+    def __init__(self, pipe: Any, accepted: frozenset[str], device: torch.device) -> None:
         self._pipe = pipe
         self._accepted = accepted
         self._cache: OrderedDict[tuple[Any, ...], Embeddings] = OrderedDict()
-        self._compel = _compel_for(pipe)
+        self._device = device
+        self._compel = _compel_for(pipe, device)
 
     def arguments(self, recipe: Recipe, adapted: Hashable = ()) -> dict[str, Any]:
         """What the pipeline is called with instead of, or as, the prompt. ``adapted``: what the text encoders wear.
@@ -84,7 +85,7 @@ class Conditioning:
         try:
             made = self._pipe.encode_prompt(
                 recipe.prompt,
-                device=self._pipe.device,
+                device=self._device,
                 num_images_per_prompt=1,
                 do_classifier_free_guidance=is_guided,
                 negative_prompt=recipe.negative_prompt or None,
@@ -116,7 +117,7 @@ def _words(prompt: str, field: str) -> str:
     return parsed.text
 
 
-def _compel_for(pipe: Any) -> Callable[..., Any] | None:
+def _compel_for(pipe: Any, device: torch.device) -> Callable[..., Any] | None:
     """Compel for the pipelines whose text encoders it knows; the others encode for themselves."""
     import compel
 
@@ -125,4 +126,4 @@ def _compel_for(pipe: Any) -> Callable[..., Any] | None:
         "StableDiffusionXLPipeline": compel.CompelForSDXL,
     }
     make = known.get(type(pipe).__name__)
-    return make(pipe) if make is not None else None
+    return make(pipe, device=str(device)) if make is not None else None
