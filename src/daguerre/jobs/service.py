@@ -454,6 +454,7 @@ class JobService:
         self._rows.put(msgspec.structs.replace(job, status=Status.QUEUED, started_at=None, step=0, attempts=attempts))
         self._line.remove(job)
         self._deadlines.pop(job.id).cancel()
+        self._hub.leave(job.id)
 
     def engine_died(self, error: NotReady) -> None:
         """Nothing more can be painted by this process; what nobody waits for on a connection is left to the next."""
