@@ -23,6 +23,8 @@ NAMES = (
     "loop",
     "simulate",
     "lora_switch",
+    "load",
+    "cancel",
 )
 #: Those that say something on a GPU.
 ON_GPU = ("real", "overhead", "start", "mixed", "busy", "invariance", "loop", "lora_switch")
