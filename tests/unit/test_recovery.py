@@ -11,11 +11,14 @@ import pytest
 from PIL import Image
 
 from daguerre import catalog, recipe
+from daguerre.embeddings import Embeddings
 from daguerre.errors import KeyReused
 from daguerre.job import Job, Status, new_id
 from daguerre.jobs.inputs import Inputs
 from daguerre.jobs.service import ATTEMPTS, JobService, Limits, Timeouts
+from daguerre.jobs.sources import Sources
 from daguerre.loras import Loras
+from daguerre.references import References
 from daguerre.store.db import Database
 from daguerre.store.files import Files
 from daguerre.store.jobs import JobRows, Key
@@ -36,6 +39,7 @@ def _play(folder: Path, play: Callable[[JobService, JobRows], Awaitable[None]], 
             rows,
             Files(folder / "outputs"),
             lambda _id, _error: None,
+            sources=Sources(References(WEIGHTS), Embeddings(WEIGHTS)),
             limits=Limits(queue_limit, 0),
             timeouts=Timeouts(60, 60, 60),
             result_ttl=60,

@@ -4,12 +4,11 @@ import contextlib
 import copy
 import inspect
 import os
-import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 # Weights are data, never code. Both switches are read when the libraries are imported, so they come first.
 os.environ["DIFFUSERS_DISABLE_REMOTE_CODE"] = "1"
@@ -23,22 +22,23 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from daguerre.catalog import Model
+from daguerre.embeddings import Learned
 from daguerre.engine.adapters import Adapters
 from daguerre.engine.conditioning import Conditioning
 from daguerre.engine.events import Place
-from daguerre.engine.loading import read_pipe
+from daguerre.engine.loading import BUILDING, read_pipe
 from daguerre.engine.preview import Preview, can_preview
+from daguerre.engine.references import References
 from daguerre.engine.tuning import UNTUNED, Tuning
 from daguerre.engine.weights import Weights
 from daguerre.errors import BadOutput, CatalogError, FieldError, InvalidRecipe
 from daguerre.recipe import Mode, Recipe
 from daguerre.samplers import samplers_for
 
-OnStep = Callable[[int, int, "HostPixels | None"], None]
+if TYPE_CHECKING:
+    from daguerre.engine.engine import Reference
 
-# accelerate's low-memory path patches torch.nn.Module for the whole process while it builds: two engines in one process
-# must not load at the same moment (diffusers issue 14347).
-_BUILDING = threading.Lock()
+OnStep = Callable[[int, int, "HostPixels | None"], None]
 
 
 def quiet() -> None:
@@ -124,6 +124,7 @@ class Pipeline:
         self._weights = Weights(modules, device)
         self._pipes: dict[Mode, Any] = {"txt2img": pipe}
         self.adapters = Adapters(pipe)
+        self.references = References(_denoiser_of(pipe))
         self._preview: Preview | None = None  # made when one is asked for
         self._conditioning = Conditioning(pipe, frozenset(inspect.signature(pipe.__call__).parameters))
 
@@ -136,8 +137,8 @@ class Pipeline:
 
     @property
     def bytes(self) -> int:
-        """Of its weights."""
-        return self._weights.bytes
+        """Of its weights, and of the IP-Adapters that are attached to it."""
+        return self._weights.bytes + self.references.bytes
 
     def is_of(self, model: Model) -> bool:
         """Whether it was made of the same files as this model would be."""
@@ -154,6 +155,7 @@ class Pipeline:
         self._weights.leave_device()
         self._conditioning.forget()
         self.adapters.leave_device()
+        self.references.detach(keep=())
         self.place = "host"
 
     def _pipe_for(self, mode: Mode) -> Any:
@@ -196,12 +198,15 @@ class Pipeline:
         index: int,
         on_step: OnStep,
         timer: Timer,
+        references: "Sequence[Reference]" = (),
+        learned: Sequence[Learned] = (),
     ) -> HostPixels:
         """Paints picture ``index`` of a recipe by calling the pipeline as any user of diffusers would."""
         pipe = self._pipe_for(recipe.mode)
         shell = copy.copy(pipe)
         shell.scheduler = self._scheduler(recipe.scheduler)
-        arguments = self._conditioning.arguments(recipe, self.adapters.encoders_key)
+        arguments = self._conditioning.arguments(recipe, self.adapters.encoders_key, learned)
+        arguments |= self.references.arguments(references, is_guided=recipe.guidance_scale > 1)
         timer.encoded = time.perf_counter()
 
         def after_step(_shell: Any, step: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
@@ -258,7 +263,7 @@ def load(model: Model, dtype: torch.dtype, device: torch.device | None = None, t
         Exception: whatever diffusers makes of files that are broken.
     """
     quiet()
-    with _BUILDING, warnings.catch_warnings():
+    with BUILDING, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # advice about the files is for those who wrote them
         pipe = read_pipe(model, dtype)
     if _denoiser_of(pipe) is None:
