@@ -71,7 +71,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def live(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     """A server of these weights."""
     with serving(
-        tmp_path_factory.mktemp("outputs"), "--weights", str(weights), "--model", "sd15", cpu_threads="1"
+        tmp_path_factory.mktemp("outputs"), "--weights", str(weights), "--model", "sd15", threads="1"
     ) as server:
         server.wait_ready()
         yield server

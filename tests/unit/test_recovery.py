@@ -174,3 +174,27 @@ def test_places_are_those_of_a_line(tmp_path: Path) -> None:
         assert service.place(jobs[1]).position == 1
 
     _play(tmp_path, play)
+
+
+def test_reference_images_survive_the_process(tmp_path: Path) -> None:
+    """Those that came with a job are there for the next process, in their order, and gone when it is done."""
+    shown = tuple(Image.new("RGBA", (8, 8 + i), (40 * i, 0, 0, 255)) for i in range(3))
+    ids: list[str] = []
+
+    async def before(service: JobService, _rows: JobRows) -> None:
+        await service.recover()
+        job = await service.submit(DRAFT, Inputs(None, None, shown), "ada", is_attached=False)
+        ids.append(job.id)
+
+    async def after(service: JobService, rows: JobRows) -> None:
+        await service.recover()
+        inputs = service.inputs(ids[0])
+        assert inputs is not None
+        assert inputs.image is None
+        assert [one.tobytes() for one in inputs.references] == [one.tobytes() for one in shown]
+        service.cancel(ids[0])
+        await rows.settled()
+        assert await rows.pictures(ids[0]) is None
+
+    _play(tmp_path, before)
+    _play(tmp_path, after)

@@ -29,7 +29,7 @@ class Conditioning:
         self._accepted = accepted
         self._cache: OrderedDict[tuple[Any, ...], Embeddings] = OrderedDict()
         self._compel = _compel_for(pipe, inversions)
-        self._inversions: Inversions | None = None  # made when a prompt names one
+        self._inverted: tuple[Inversions, Conditioning] | None = None  # made when a prompt names a textual inversion
 
     def arguments(self, recipe: Recipe, adapted: Hashable = (), learned: Sequence[Learned] = ()) -> dict[str, Any]:
         """What the pipeline is called with instead of, or as, the prompt. ``adapted``: what the text encoders wear.
@@ -57,20 +57,18 @@ class Conditioning:
     def forget(self) -> None:
         """Empties the cache: its embeddings lie on the device."""
         self._cache.clear()
-        if self._inversions is not None:
-            self._inversions.close()
-            self._inversions = None
 
     def _encode_any(self, recipe: Recipe, is_guided: bool, learned: Sequence[Learned]) -> Embeddings:
         """The prompts, in which textual inversions may be named."""
         if not learned:
             return self._encode(recipe, is_guided)
-        if self._inversions is None:
-            self._inversions = Inversions(self._pipe)
-            self._inverted = Conditioning(self._inversions.shell, self._accepted, self._inversions)
-        with self._inversions.known(learned, is_expanded=recipe.prompt_syntax != "compel") as write:
+        if self._inverted is None:
+            made = Inversions(self._pipe)
+            self._inverted = made, Conditioning(made.shell, self._accepted, made)
+        inversions, conditioning = self._inverted
+        with inversions.known(learned, is_expanded=recipe.prompt_syntax != "compel") as write:
             prompts = {name: write(getattr(recipe, name)) for name in ("prompt", "negative_prompt")}
-            return self._inverted._encode(msgspec.structs.replace(recipe, **prompts), is_guided)
+            return conditioning._encode(msgspec.structs.replace(recipe, **prompts), is_guided)
 
     def _encode(self, recipe: Recipe, is_guided: bool) -> Embeddings:
         if recipe.prompt_syntax == "plain":

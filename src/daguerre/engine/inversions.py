@@ -25,7 +25,7 @@ class Table:
 
     layer: Any  # nn.Embedding
     first: int
-    rows: list[torch.Tensor] = field(default_factory=list)  # each [channels]
+    rows: list[torch.Tensor] = field(default_factory=list)  # each [channels], in host memory: they are few and small
     is_used: bool = False
 
     def attach(self) -> None:
@@ -43,10 +43,6 @@ class Table:
         own = compute(torch.where(is_own, ids, 0))
         added = torch.stack(self.rows).to(own)[(ids - self.first).clamp(min=0)]
         return torch.where(is_own[..., None], own, added)
-
-    def detach(self) -> None:
-        """The layer is as it was."""
-        del self.layer.forward
 
 
 class Inversions:
@@ -67,11 +63,6 @@ class Inversions:
             self._tokenizers.append(tokenizer)
             self._tables.append(Table(encoder.get_input_embeddings(), len(tokenizer)))
             self._tables[-1].attach()
-
-    def close(self) -> None:
-        """The pipeline is as it was."""
-        for table in self._tables:
-            table.detach()
 
     @contextlib.contextmanager
     def known(self, learned: Sequence[Learned], is_expanded: bool) -> Iterator[Callable[[str], str]]:
@@ -104,7 +95,7 @@ class Inversions:
         words = [f"dgtoken{self._count + i:06d}x" for i in range(len(sides[0]))]
         for tokenizer, table, vectors in zip(self._tokenizers, self._tables, sides, strict=True):
             tokenizer.add_tokens(words)
-            table.rows += list(vectors.to(table.layer.weight))
+            table.rows += list(vectors)
         self._count += len(words)
         return words
 

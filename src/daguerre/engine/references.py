@@ -128,6 +128,8 @@ class References:
         attached = self._attached[hosted.key]
         if self._worn is not attached:
             self._put_on(attached)
+        elif attached.processors[0].scale == list(scales):
+            return
         self._denoiser.encoder_hid_proj = attached.projections[len(scales) - 1]
         for processor in attached.processors:
             processor.scale = list(scales)

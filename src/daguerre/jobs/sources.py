@@ -36,6 +36,8 @@ class Found:
             InvalidRecipe: a file can no longer be read.
         """
         inline = iter(() if inputs is None else inputs.references)
+        if inputs is None and None in self.pictures:
+            raise InvalidRecipe([FieldError("reference_images", "the pictures that came with the request are lost")])
         pictures = [next(inline) if path is None else _opened(path) for path in self.pictures]
         scales = [use.scale for use in self.recipe.reference_images]
         learned = tuple(embedding.read() for embedding in self.embeddings)
