@@ -121,7 +121,7 @@ def _compare(folder: Path) -> dict[str, Any]:
     reload(paths[1])
     reloads = [seconds(lambda: reload(paths[turn % 2])) for turn in range(ROUNDS)]  # noqa: B023
     theirs.unload_lora_weights()
-    ours = Adapters(theirs)
+    ours = Adapters(theirs, theirs.device)
     first = seconds(lambda: ours.wear_on_denoiser([(hosted[1], 0.8)]))
     ours.wear_on_denoiser([(hosted[0], 0.8)])  # both have been held against the layers now
     switches = [seconds(lambda: ours.wear_on_denoiser([(hosted[(turn + 1) % 2], 0.8)])) for turn in range(4 * ROUNDS)]  # noqa: B023

@@ -95,7 +95,7 @@ class Daguerre(Starlette):
             self._on_fault,
             Tuning(settings.compile, settings.channels_last, settings.cpu_threads, settings.data / "compiled"),
             settings.data / "curves",
-            Budgets(settings.device_memory, settings.host_memory, settings.pinned_models),
+            Budgets(settings.device_memory, settings.host_memory, settings.pinned_models, settings.offload),
         )
         database = Database(settings.data / "daguerre.db")
         service = JobService(
@@ -117,7 +117,7 @@ class Daguerre(Starlette):
             self._service = service
             await service.recover()
             engine.start(preload=self._catalog.model())
-            feeding = loop.create_task(dispatch.feed())
+            endless = [loop.create_task(work) for work in (dispatch.feed(), service.remind())]
             retries = Retries(service)
             yield State(
                 settings=settings,
@@ -132,9 +132,10 @@ class Daguerre(Starlette):
             )
             # Jobs without a connection do not hold the server's own shutdown; nothing below may end before they do.
             await self.drain()
-            feeding.cancel()
+            for task in endless:
+                task.cancel()
             await models.close()
-            await asyncio.gather(feeding, return_exceptions=True)
+            await asyncio.gather(*endless, return_exceptions=True)
             # The engine is a daemon: one that hangs in a device call does not hold the exit.
             await asyncio.to_thread(engine.close, 5.0)
             await asyncio.to_thread(database.close)

@@ -45,6 +45,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     weights: Path = Path("weights")
     #: Bytes of the device that weights may take, the others waiting in host memory; 0: four fifths of it.
     device_memory: Annotated[int, Meta(ge=0)] = 0
+    #: Of models that the device has no room for as a whole, the text encoders wait in host memory, each part does while
+    #: another computes (model), or the denoiser's layers do, too (group); auto goes by their sizes.
+    offload: Literal["auto", "none", "encoders", "model", "group"] = "auto"
     #: Bytes of host memory that weights may take, the others waiting on disk; 0: seven tenths of it.
     host_memory: Annotated[int, Meta(ge=0)] = 0
     #: Models that stay where they are once they are loaded.

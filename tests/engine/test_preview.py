@@ -43,7 +43,7 @@ def _likeness(one: NDArray[Any], other: NDArray[Any]) -> float:
 
 def test_the_map_tells_colours(autoencoder: Any) -> None:
     """Of a picture that it was not fitted to."""
-    preview = Preview(autoencoder)
+    preview = Preview(autoencoder, torch.device("cpu"))
     for colour in ((1.0, 0.1, 0.1), (0.1, 1.0, 0.1), (0.1, 0.1, 1.0), (0.9, 0.9, 0.9), (0.1, 0.1, 0.1)):
         plain = torch.tensor(colour).view(1, 3, 1, 1).expand(1, 3, 128, 128)
         latents = autoencoder.encode(2 * plain - 1).latent_dist.mode() * autoencoder.config.scaling_factor
@@ -82,7 +82,7 @@ def test_asking_changes_no_picture(models: Catalog, name: str) -> None:
 
 def test_it_never_waits_for_the_device(autoencoder: Any) -> None:
     """Reading a number back, or asking for places of things, would make the engine wait."""
-    preview, (_, latents) = Preview(autoencoder), _sample(autoencoder)
+    preview, (_, latents) = Preview(autoencoder, torch.device("cpu")), _sample(autoencoder, torch.device("cpu"))
     waiting = ("_local_scalar_dense", "nonzero", "item", "equal", "is_nonzero")
     called: list[str] = []
 

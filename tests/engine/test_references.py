@@ -300,13 +300,22 @@ def test_leaving_the_device_takes_it_off(models: Catalog, shelf: References) -> 
     from daguerre.engine.pipelines import load
 
     needed = max(load(models.model(name), torch.float32).bytes for name in ("sd15", "sdxl"))
-    with Darkroom(budgets=Budgets(device=needed + 1)) as darkroom:
+    with Darkroom(budgets=Budgets(device=needed + 1, offload="none")) as darkroom:
         for seed in range(2):
             for name in ("sd15", "sdxl"):
                 submission = seeing(shelf, job(models.model(name), "a mill", seed=seed), reference(1))
                 outcome = darkroom.paint(submission)
                 expected = (diffusers_paints(submission, name).permute(1, 2, 0).numpy() * 255).round()
                 assert difference(outcome.picture, expected.astype(np.uint8)) <= 1
+
+
+@pytest.mark.parametrize("plan", ["encoders", "model", "group"])
+def test_on_models_that_come_in_parts(models: Catalog, shelf: References, plan: Any) -> None:
+    """Under every memory plan the IP-Adapter is there when its attentions compute."""
+    submission = seeing(shelf, job(models.model("sdxl"), "a mill"), reference(1))
+    with decoded() as found, Darkroom(budgets=Budgets(offload=plan)) as darkroom:
+        assert darkroom.paint(submission).error is None
+    assert_same(found[-1], diffusers_paints(submission, "sdxl"))
 
 
 def test_an_adapter_that_fits_no_longer_fails_its_job_alone(models: Catalog, shelf: References) -> None:

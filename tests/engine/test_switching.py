@@ -139,7 +139,7 @@ def test_switching_copies_nothing_where_the_device_is_the_host(models: Catalog) 
     pipeline = load(models.model("sd15"), torch.float32)
     places = [tensor.data_ptr() for tensor in pipeline.denoiser.parameters()]
     for _ in range(3):
-        pipeline.to(torch.device("cpu"))
+        pipeline.to_device()
         pipeline.leave_device()
     assert [tensor.data_ptr() for tensor in pipeline.denoiser.parameters()] == places
 

@@ -84,6 +84,41 @@ def test_a_stream_ends_with_the_picture(sdk: openai.OpenAI) -> None:
     assert _picture(events[-1].b64_json).shape == (64, 64, 3)
 
 
+def test_a_stream_shows_how_the_picture_comes_to_be(sdk: openai.OpenAI) -> None:
+    """Each preview is nearer to the picture than the one before."""
+    events = list(
+        sdk.images.generate(
+            prompt="a red circle on a blue background",
+            size="128x128",
+            stream=True,
+            partial_images=2,
+            extra_body={"steps": 9, "seed": 4},
+        )
+    )
+    *previews, last = events
+    assert [event.type for event in previews] == ["image_generation.partial_image"] * len(previews)
+    assert [event.partial_image_index for event in previews] == list(range(len(previews)))
+    assert 1 <= len(previews) <= 2
+    assert last.type == "image_generation.completed"
+    final = _picture(last.b64_json)
+    distances = [_distance(_picture(event.b64_json), final) for event in previews]
+    assert distances == sorted(distances, reverse=True)
+    assert distances[-1] < 60
+
+
+def _distance(preview: NDArray[np.uint8], final: NDArray[np.uint8]) -> float:
+    """Mean difference of bytes, at the preview's size."""
+    small = Image.fromarray(final).resize((preview.shape[1], preview.shape[0]))
+    return float(np.abs(preview.astype(float) - np.asarray(small, dtype=float)).mean())
+
+
+def test_previews_are_counted(sdk: openai.OpenAI) -> None:
+    """As many as the API has, and no others."""
+    with pytest.raises(openai.BadRequestError) as caught:
+        sdk.images.generate(prompt="a lake", stream=True, partial_images=4)
+    assert caught.value.param == "partial_images"
+
+
 def test_edit_starts_from_the_image(sdk: openai.OpenAI) -> None:
     """At little strength the picture stays what it was."""
     answer = sdk.images.edit(

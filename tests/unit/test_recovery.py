@@ -160,18 +160,19 @@ def test_no_one_is_told_of_a_job_before_it_is_durable(tmp_path: Path) -> None:
 
 
 def test_places_are_those_of_a_line(tmp_path: Path) -> None:
-    """Positions count up from one and times never get shorter, for each alone as for all at once."""
+    """Positions count up from one and times never get shorter."""
 
     async def play(service: JobService, _rows: JobRows) -> None:
         jobs = await asyncio.gather(*(service.submit(DRAFT, is_attached=False) for _ in range(50)))
-        places = service.places()
-        assert [places[job.id].position for job in service.unfinished] == list(range(1, 51))
-        etas = [places[job.id].eta for job in service.unfinished]
+        places = [service.place(job) for job in service.unfinished]
+        assert [place.position for place in places] == list(range(1, 51))
+        etas = [place.eta for place in places]
         assert etas == sorted(etas)
-        assert [service.place(job) for job in jobs] == [places[job.id] for job in jobs]
+        assert service.all_done == etas[-1]
         service.began(jobs[0].id)
-        assert service.places()[jobs[0].id].position == 0
+        assert service.place(service.unfinished[0]).position == 0
         assert service.place(jobs[1]).position == 1
+        assert (service.waiting, service.running) == (49, 1)
 
     _play(tmp_path, play)
 

@@ -32,6 +32,7 @@ class Slot:
     """What is added to one layer, a Linear or a Conv2d: ``up.T @ down`` and any number of Kronecker products."""
 
     layer: Any
+    device: torch.device  # where the layer computes, even if its own weights are not there all the time
     is_used: bool = False
     down: torch.Tensor | None = None  # [rank, columns], as the layer's weight: [rank, inputs, height, width]
     up: torch.Tensor | None = None  # [rank, rows]
@@ -97,8 +98,8 @@ class Slot:
             size = LEAST_RANK
             while size < rank:
                 size *= 2
-            self.down = weight.new_zeros(size, *weight.shape[1:])
-            self.up = weight.new_zeros(size, weight.shape[0])
+            self.down = weight.new_zeros(size, *weight.shape[1:], device=self.device)
+            self.up = weight.new_zeros(size, weight.shape[0], device=self.device)
         return self.down, self.up
 
     def _fill_kroneckers(self, changes: Sequence[tuple[Kronecker, float]]) -> None:
@@ -108,7 +109,8 @@ class Slot:
             shapes = (change.outer.shape, inner.shape)
             pair = next((pair for pair in free if (pair[0].shape, pair[1].shape) == shapes), None)
             if pair is None:
-                pair = self.layer.weight.new_empty(shapes[0]), self.layer.weight.new_empty(shapes[1])
+                outer, kernel = (self.layer.weight.new_empty(shape, device=self.device) for shape in shapes)
+                pair = outer, kernel
             else:
                 free = [other for other in free if other is not pair]
             _copy_scaled(pair[0], change.outer, weight)
@@ -152,7 +154,8 @@ def _kron_linear(x: torch.Tensor, outer: torch.Tensor, inner: torch.Tensor) -> t
 class Wardrobe:
     """The slots of some modules of a pipeline, and what lies in them now."""
 
-    def __init__(self, parts: Iterable[str]) -> None:
+    def __init__(self, parts: Iterable[str], device: torch.device) -> None:
+        self._device = device
         self.parts = frozenset(parts)
         self.key: tuple[Any, ...] = ()
         self._slots: dict[str, Slot] = {}
@@ -184,7 +187,7 @@ class Wardrobe:
 
     def _slot(self, name: str, layers: Mapping[str, Any]) -> Slot:
         if name not in self._slots:
-            self._slots[name] = Slot(layers[name])
+            self._slots[name] = Slot(layers[name], self._device)
             self._slots[name].attach()
         return self._slots[name]
 
@@ -198,7 +201,7 @@ class Wardrobe:
 class Adapters:
     """The adapters of one pipeline: those of its denoiser change between forwards, its encoders' between prompts."""
 
-    def __init__(self, pipe: Any) -> None:
+    def __init__(self, pipe: Any, device: torch.device) -> None:
         parts = {name: getattr(pipe, name, None) for name in (*DENOISERS, *ENCODERS)}
         self._layers = {
             f"{part}.{path}": layer
@@ -208,8 +211,8 @@ class Adapters:
             if isinstance(layer, nn.Linear | nn.Conv2d) and getattr(layer, "groups", 1) == 1
         }
         self._fitted: dict[Hosted, dict[str, Change]] = {}
-        self._denoiser = Wardrobe(DENOISERS)
-        self._encoders = Wardrobe(ENCODERS)
+        self._denoiser = Wardrobe(DENOISERS, device)
+        self._encoders = Wardrobe(ENCODERS, device)
 
     @property
     def encoders_key(self) -> tuple[Any, ...]:

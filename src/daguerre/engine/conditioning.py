@@ -24,11 +24,18 @@ CACHED = 128
 class Conditioning:
     """The text encoders of one pipeline. Embeddings are [1, tokens, channels], pooled ones [1, channels]."""
 
-    def __init__(self, pipe: Any, accepted: frozenset[str], inversions: Inversions | None = None) -> None:
+    def __init__(
+        self,
+        pipe: Any,
+        accepted: frozenset[str],
+        device: torch.device,
+        inversions: Inversions | None = None,
+    ) -> None:
         self._pipe = pipe
         self._accepted = accepted
         self._cache: OrderedDict[tuple[Any, ...], Embeddings] = OrderedDict()
-        self._compel = _compel_for(pipe, inversions)
+        self._device = device
+        self._compel = _compel_for(pipe, device, inversions)
         self._inverted: tuple[Inversions, Conditioning] | None = None  # made when a prompt names a textual inversion
 
     def arguments(self, recipe: Recipe, adapted: Hashable = (), learned: Sequence[Learned] = ()) -> dict[str, Any]:
@@ -64,7 +71,7 @@ class Conditioning:
             return self._encode(recipe, is_guided)
         if self._inverted is None:
             made = Inversions(self._pipe)
-            self._inverted = made, Conditioning(made.shell, self._accepted, made)
+            self._inverted = made, Conditioning(made.shell, self._accepted, self._device, made)
         inversions, conditioning = self._inverted
         with inversions.known(learned, is_expanded=recipe.prompt_syntax != "compel") as write:
             prompts = {name: write(getattr(recipe, name)) for name in ("prompt", "negative_prompt")}
@@ -101,7 +108,7 @@ class Conditioning:
         try:
             made = self._pipe.encode_prompt(
                 recipe.prompt,
-                device=self._pipe.device,
+                device=self._device,
                 num_images_per_prompt=1,
                 do_classifier_free_guidance=is_guided,
                 negative_prompt=recipe.negative_prompt or None,
@@ -133,7 +140,7 @@ def _words(prompt: str, field: str) -> str:
     return parsed.text
 
 
-def _compel_for(pipe: Any, inversions: Inversions | None) -> Callable[..., Any] | None:
+def _compel_for(pipe: Any, device: torch.device, inversions: Inversions | None) -> Callable[..., Any] | None:
     """Compel for the pipelines whose text encoders it knows; the others encode for themselves."""
     import compel
 
@@ -142,4 +149,4 @@ def _compel_for(pipe: Any, inversions: Inversions | None) -> Callable[..., Any] 
         "StableDiffusionXLPipeline": compel.CompelForSDXL,
     }
     make = known.get(type(pipe).__name__)
-    return make(pipe, textual_inversion_manager=inversions) if make is not None else None
+    return make(pipe, textual_inversion_manager=inversions, device=str(device)) if make is not None else None

@@ -75,7 +75,6 @@ def _embed(
     rows = [[start, *(token for token, _ in chunk), end] for chunk in chunks]
     ids = torch.tensor([row + [pad] * (CHUNK + 2 - len(row)) for row in rows], device=encoder.device)
     weights = [[1.0, *(weight for _, weight in chunk)] for chunk in chunks]
-    spread = torch.tensor([row + [1.0] * (CHUNK + 2 - len(row)) for row in weights], device=encoder.device)
     output = encoder(ids, output_hidden_states=True)
     if is_xl:
         embeds = output.hidden_states[-2 - clip_skip]
@@ -84,6 +83,8 @@ def _embed(
         embeds = norm(output.hidden_states[-1 - clip_skip])
     else:
         embeds = output.last_hidden_state
+    # The encoder's device is known for sure only now: it may have come there when it was called.
+    spread = torch.tensor([row + [1.0] * (CHUNK + 2 - len(row)) for row in weights], device=embeds.device)
     weighted = embeds * spread[..., None].to(embeds.dtype)
     before, after = embeds.float().mean((1, 2)), weighted.float().mean((1, 2))
     # Unweighted chunks stay what they are to the bit; where the mean is nothing but rounding, there is none to keep.

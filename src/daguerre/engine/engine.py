@@ -43,6 +43,7 @@ from daguerre.references import IpAdapter
 
 if TYPE_CHECKING:
     from daguerre.engine.adapter_cache import Hosted
+    from daguerre.engine.headroom import Headroom
     from daguerre.engine.ip_adapters import HostedIpAdapter
     from daguerre.engine.notebook import Notebook
     from daguerre.engine.pace import Pace
@@ -172,11 +173,14 @@ class Painting:
         return self.submission.id
 
     @property
+    def extent(self) -> tuple[Hashable, ...]:
+        """By what the memory that it takes is known."""
+        return (self.submission.model.name, self.submission.recipe.width, self.submission.recipe.height)
+
+    @property
     def kind(self) -> tuple[Hashable, ...]:
         """What its calls have in common with those that they may share forwards with."""
-        recipe = self.submission.recipe
-        kind = (self.submission.model.name, recipe.width, recipe.height)
-        return (*kind, self.adapters_key) if self.adapters_key else kind
+        return (*self.extent, self.adapters_key) if self.adapters_key else self.extent
 
 
 @dataclass(slots=True)
@@ -190,6 +194,7 @@ class State:
     notebook: "Notebook"
     adapters: "AdapterCache[Adapter, Hosted]"
     ip_adapters: "AdapterCache[IpAdapter, HostedIpAdapter]"
+    headroom: "Headroom"
     waiting: list[Painting] = field(default_factory=list)
     running: dict["Run", Painting] = field(default_factory=dict)
     calls: dict["Run", "Call"] = field(default_factory=dict)
@@ -203,6 +208,11 @@ class State:
         """The models that pictures under way need."""
         return {painting.submission.model.name for painting in self.running.values()}
 
+    def has_room(self, entrant: Entrant) -> bool:
+        """Whether the device's memory has room for one more picture beside those under way."""
+        assert isinstance(entrant.run, Painting)
+        return self.headroom.has_room(entrant.run.extent, [painting.extent for painting in self.running.values()])
+
     def has_pictures_of(self, job_id: str) -> bool:
         """Whether any picture of the job is still to be painted."""
         return any(painting.job_id == job_id for painting in (*self.waiting, *self.running.values()))
@@ -211,10 +221,10 @@ class State:
 class Engine:
     """Paints pictures on one thread. ``emit`` is called with every event, on that thread: it must not block.
 
-    At most ``max_runs`` pictures are under way at once; they share forwards where their calls allow it. ``on_fault`` is
-    called when nothing but a new process helps: a step that takes longer than ``step_timeout`` seconds (on a thread of
-    its own), or a device that answers every call with an error. ``notes`` is the folder where it keeps what forwards
-    take on this device.
+    At most ``max_runs`` pictures are under way at once, fewer where the device's memory has no room; they share
+    forwards where their calls allow it. ``on_fault`` is called when nothing but a new process helps: a step that takes
+    longer than ``step_timeout`` seconds (on a thread of its own), or a device that answers every call with an error.
+    ``notes`` is the folder where it keeps what forwards take on this device.
     """
 
     def __init__(
@@ -293,6 +303,7 @@ class Engine:
         import torch
 
         from daguerre.engine import adapter_cache, ip_adapters
+        from daguerre.engine.headroom import Headroom, gauge_of
         from daguerre.engine.notebook import Notebook
         from daguerre.engine.pace import Pace
         from daguerre.engine.replay import Records
@@ -317,7 +328,8 @@ class Engine:
         )
         notebook = Notebook(self._notes, residency.device, residency.dtype)
         scheduler = Scheduler(curve=notebook.read())
-        state = State(residency, scheduler, Pace(residency.device), Records(), notebook, adapters, looking)
+        headroom = Headroom(gauge_of(residency.device))
+        state = State(residency, scheduler, Pace(residency.device), Records(), notebook, adapters, looking, headroom)
 
         def warm(pipeline: "Pipeline") -> None:
             if self._tuning.needs_warm_up(residency.device):
@@ -386,9 +398,9 @@ class Engine:
         while len(state.running) < self._max_runs:
             ready = self._ready(state)
             entrants = [_entrant(painting) for painting in ready]
-            if not entrants:
-                return
             under_way = [painting.forwards for painting in state.running.values()]
+            if under_way:
+                entrants = [one for one in entrants if state.has_room(one)]
             order = state.scheduler.order(entrants, time.monotonic())
             first = next((one.run for one in order if has_place(one.forwards, under_way, self._max_runs)), None)
             if first is None:
@@ -492,7 +504,8 @@ class Engine:
         run = self._make_run(painting, pipeline)
         state.running[run] = painting
         painting.pipeline = pipeline
-        self._advance(state, run, lambda: _start(run, painting, pipeline))
+        with state.headroom.beginning(painting.extent):
+            self._advance(state, run, lambda: _start(run, painting, pipeline))
 
     def _make_run(self, painting: Painting, pipeline: "Pipeline") -> "Run":
         from daguerre.engine.pipelines import Timer
@@ -534,7 +547,8 @@ class Engine:
             painting.pipeline.adapters.wear_on_denoiser(painting.worn)
             painting.pipeline.references.wear(painting.ip_adapter, painting.scales)
             state.pace.begin()
-            outputs = calls[0].meeting.forward(calls, bucket(rows) if _can_share(picked[0]) else rows)
+            with state.headroom.computing(painting.extent):
+                outputs = calls[0].meeting.forward(calls, bucket(rows) if _can_share(picked[0]) else rows)
         except Exception as error:
             self._forward_failed(state, calls, picked, error)
             return
@@ -566,7 +580,8 @@ class Engine:
         painting = state.running[call.run]
         assert painting.record is not None
         painting.record.keep(output)
-        self._advance(state, call.run, lambda: call.run.resume(output))
+        with state.headroom.computing(painting.extent):  # if it was the last, the picture is decoded
+            self._advance(state, call.run, lambda: call.run.resume(output))
 
     def _advance(self, state: State, run: "Run", resume: Callable[[], Any]) -> None:
         """Lets a run go on to its next call or to its end; whatever it raises fails its job alone."""

@@ -3,16 +3,20 @@
 import contextlib
 import copy
 import inspect
+import logging
 import os
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-# Weights are data, never code. Both switches are read when the libraries are imported, so they come first.
+# Weights are data, never code. The switches are read when the libraries are imported, so they come first.
 os.environ["DIFFUSERS_DISABLE_REMOTE_CODE"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Advice that is given during the import, before anybody can turn it off: Pillow's image processors serve well.
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import diffusers
 import numpy as np
@@ -27,16 +31,18 @@ from daguerre.engine.adapters import Adapters
 from daguerre.engine.conditioning import Conditioning
 from daguerre.engine.events import Place
 from daguerre.engine.loading import BUILDING, read_pipe
+from daguerre.engine.offload import Offload, Parts, Plan, Sizes, group_of
 from daguerre.engine.preview import Preview, can_preview
 from daguerre.engine.references import References
 from daguerre.engine.tuning import UNTUNED, Tuning
-from daguerre.engine.weights import Weights
 from daguerre.errors import BadOutput, CatalogError, FieldError, InvalidRecipe
 from daguerre.recipe import Mode, Recipe
 from daguerre.samplers import samplers_for
 
 if TYPE_CHECKING:
     from daguerre.engine.engine import Reference
+
+log = logging.getLogger(__name__)
 
 OnStep = Callable[[int, int, "HostPixels | None"], None]
 
@@ -116,17 +122,16 @@ class HostPixels:
 class Pipeline:
     """A loaded diffusers pipeline. Its modules are shared by all runs; what a run changes is its own shell's."""
 
-    def __init__(self, model: Model, pipe: Any, device: torch.device) -> None:
+    def __init__(self, model: Model, pipe: Any, device: torch.device, plan: Plan = "none") -> None:
         self.model = model
         self.place: Place = "host"
         self._pipe = pipe
-        modules = [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
-        self._weights = Weights(modules, device)
+        self._parts = Parts(_modules_of(pipe), device, plan)
         self._pipes: dict[Mode, Any] = {"txt2img": pipe}
-        self.adapters = Adapters(pipe)
+        self.adapters = Adapters(pipe, device)
         self.references = References(_denoiser_of(pipe))
         self._preview: Preview | None = None  # made when one is asked for
-        self._conditioning = Conditioning(pipe, frozenset(inspect.signature(pipe.__call__).parameters))
+        self._conditioning = Conditioning(pipe, frozenset(inspect.signature(pipe.__call__).parameters), device)
 
     @property
     def denoiser(self) -> torch.nn.Module:
@@ -138,21 +143,26 @@ class Pipeline:
     @property
     def bytes(self) -> int:
         """Of its weights, and of the IP-Adapters that are attached to it."""
-        return self._weights.bytes + self.references.bytes
+        return self._parts.bytes + self.references.bytes
+
+    @property
+    def device_bytes(self) -> int:
+        """Of those that are on the device at once, when it is there."""
+        return self._parts.device_bytes + self.references.bytes
 
     def is_of(self, model: Model) -> bool:
         """Whether it was made of the same files as this model would be."""
         own = self.model
         return (own.path, own.vae, own.elements) == (model.path, model.vae, model.elements)
 
-    def to(self, device: torch.device) -> None:
-        """Moves the weights to the device."""
-        self._weights.to(device)
+    def to_device(self) -> None:
+        """Moves the weights to the device, as far as its memory plan has them there."""
+        self._parts.to_device()
         self.place = "device"
 
     def leave_device(self) -> None:
         """Computes no more until it is moved to the device again; what it holds there is given back."""
-        self._weights.leave_device()
+        self._parts.leave_device()
         self._conditioning.forget()
         self.adapters.leave_device()
         self.references.detach(keep=())
@@ -181,7 +191,7 @@ class Pipeline:
     def tiled_decode(self) -> Iterator[None]:
         """While it lasts, the VAE decodes in tiles: slower, in a fraction of the memory."""
         vae = self._pipe.vae
-        can_tile = hasattr(vae, "enable_tiling")
+        can_tile = hasattr(vae, "enable_tiling") and not vae.use_tiling
         if can_tile:
             vae.enable_tiling()
         try:
@@ -241,7 +251,7 @@ class Pipeline:
         if latents.ndim == 3 and hasattr(pipe, "_unpack_latents"):  # FLUX and its kin keep them in patches
             latents = pipe._unpack_latents(latents, recipe.height, recipe.width, pipe.vae_scale_factor)
         if self._preview is None and can_preview(getattr(pipe, "vae", None)):
-            self._preview = Preview(pipe.vae)
+            self._preview = Preview(pipe.vae, latents.device)
         if self._preview is None or latents.ndim != 4 or latents.shape[1] != self._preview.channels:
             return None
         return HostPixels(self._preview.rgb(latents))
@@ -255,22 +265,51 @@ class Pipeline:
         return getattr(diffusers, sampler.scheduler).from_config(own.config, **sampler.options)
 
 
-def load(model: Model, dtype: torch.dtype, device: torch.device | None = None, tuning: Tuning = UNTUNED) -> Pipeline:
-    """Reads a model's files into host memory, pinned where that device can use it. Safetensors only, no network.
+@dataclass(frozen=True, slots=True)
+class Room:
+    """Where a model is to compute, how many bytes of weights may be there, and how it is to make do with them."""
+
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    bytes: int = 2**63
+    offload: Offload = "auto"
+
+
+def load(model: Model, dtype: torch.dtype, room: Room | None = None, tuning: Tuning = UNTUNED) -> Pipeline:
+    """Reads a model's files into host memory, pinned where the device can use it. Safetensors only, no network.
 
     Raises:
         CatalogError: they are not a pipeline that can be served.
         Exception: whatever diffusers makes of files that are broken.
     """
     quiet()
+    room = room or Room()
     with BUILDING, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # advice about the files is for those who wrote them
         pipe = read_pipe(model, dtype)
     if _denoiser_of(pipe) is None:
         raise CatalogError(f"a {model.pipeline} has no denoiser that Daguerre knows")
     pipe.set_progress_bar_config(disable=True)
-    tuning.apply(_denoiser_of(pipe), getattr(pipe, "vae", None), device or torch.device("cpu"))
-    return Pipeline(model, pipe, device or torch.device("cpu"))
+    plan = _plan(model, pipe, room)
+    if plan != "group":  # layers that come and go have nothing to compile for
+        tuning.apply(_denoiser_of(pipe), getattr(pipe, "vae", None), room.device)
+    return Pipeline(model, pipe, room.device, plan)
+
+
+def _plan(model: Model, pipe: Any, room: Room) -> Plan:
+    """The memory plan by the model's sizes; where memory is short, the VAE decodes large pictures in tiles."""
+    sizes = Counter({"encoders": 0, "denoiser": 0, "others": 0})
+    for name, module in _modules_of(pipe).items():
+        sizes[group_of(name)] += sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
+    plan = Sizes(**sizes).plan(room.bytes, room.offload)
+    if plan in ("model", "group") and hasattr(getattr(pipe, "vae", None), "enable_tiling"):
+        pipe.vae.enable_tiling()
+    shown = ", ".join(f"{group} {size / 1e6:.0f} MB" for group, size in sizes.items())
+    log.info("%s: %s; memory plan on %s: %s", model.name, shown, room.device, plan)
+    return plan
+
+
+def _modules_of(pipe: Any) -> dict[str, torch.nn.Module]:
+    return {name: part for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
 
 
 def _denoiser_of(pipe: Any) -> Any:

@@ -23,8 +23,8 @@ SEED = 0
 class Preview:
     """Latents to colours, for one autoencoder: ``rgb = weight @ latent + bias`` in every latent pixel."""
 
-    def __init__(self, vae: Any) -> None:
-        picture, latents = _sample(vae)
+    def __init__(self, vae: Any, device: torch.device) -> None:
+        picture, latents = _sample(vae, device)
         side = latents.shape[-2:]
         wanted = adaptive_avg_pool2d(picture.cpu(), side)[0].flatten(1).T  # [cells, 3]
         known = latents[0].float().cpu().flatten(1).T  # [cells, channels]
@@ -50,14 +50,14 @@ def can_preview(vae: Any) -> bool:
     return hasattr(vae, "encode") and hasattr(vae.config, "latent_channels")
 
 
-def _sample(vae: Any) -> tuple[torch.Tensor, torch.Tensor]:
+def _sample(vae: Any, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """A picture of plain patches of colour, [1, 3, H, W] from 0 to 1, and its latents at a loop's scale."""
     factor = 2 ** (len(vae.config.block_out_channels) - 1)
     patches = torch.rand(1, 3, PATCHES, PATCHES, generator=torch.Generator().manual_seed(SEED))
     picture = interpolate(patches, size=CELLS * factor, mode="nearest")
     if vae.dtype == torch.float16 and vae.config.get("force_upcast"):
         vae = copy.deepcopy(vae).to(torch.float32)  # in half precision it gives not-a-number; the model's own stays
-    encoded = vae.encode((2 * picture - 1).to(vae.device, vae.dtype))
+    encoded = vae.encode((2 * picture - 1).to(device, vae.dtype))
     return picture, _scaled(vae.config, encoded.latent_dist.mode())
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import torch
 
     from daguerre.engine.ip_adapters import HostedIpAdapter
+    from daguerre.engine.offload import Offload
     from daguerre.engine.pipelines import Pipeline
 
 
@@ -42,11 +43,14 @@ class Loaded:
 
 @dataclass(frozen=True, slots=True)
 class Budgets:
-    """Bytes that weights may take, 0: as much as the machine has to give; and the models that stay once loaded."""
+    """Bytes that weights may take, 0: as much as the machine has to give; the models that stay once loaded; and what
+    is done with a model that the device has no room for as a whole.
+    """
 
     device: int = 0
     host: int = 0
     pinned: Collection[str] = ()
+    offload: "Offload" = "auto"
 
 
 class Residency:
@@ -75,6 +79,7 @@ class Residency:
             "host": budgets.host or int(HOST_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")),
         }
         self._pinned = budgets.pinned
+        self._room = pipelines.Room(self.device, self._limits["device"], budgets.offload)
         self._emit = emit
         self._inbox = inbox
         self._tuning = tuning
@@ -125,7 +130,7 @@ class Residency:
 
     def _bring_in(self, pipeline: "Pipeline", in_use: Collection[str]) -> bool:
         began = time.monotonic()
-        if not self._make_room("device", pipeline.bytes, in_use):
+        if not self._make_room("device", pipeline.device_bytes, in_use):
             return False
         return self._place(pipeline, began)
 
@@ -133,7 +138,7 @@ class Residency:
         """Moves a model to the device; the first time it is warmed up there."""
         name = pipeline.model.name
         try:
-            pipeline.to(self.device)
+            pipeline.to_device()
             if name not in self._warmed:
                 self._warm(pipeline)
                 self._warmed.add(name)
@@ -176,8 +181,10 @@ class Residency:
 
     def _used(self, place: Place) -> int:
         """Bytes of weights; each model on the device has its host copy too."""
-        resident = [pipeline.bytes for pipeline in self._resident.values() if place in ("host", pipeline.place)]
-        return sum(resident) + (sum(self._loading.values()) if place == "host" else 0)
+        resident = self._resident.values()
+        if place == "host":
+            return sum(pipeline.bytes for pipeline in resident) + sum(self._loading.values())
+        return sum(pipeline.device_bytes for pipeline in resident if pipeline.place == "device")
 
     def _make_room(self, place: Place, needed: int, in_use: Collection[str], guest_of: str = "") -> bool:
         """Sends the least recently used away until there is room; says whether there is.
@@ -223,8 +230,8 @@ class Residency:
             return
         self._resident[name] = outcome
         Meeting(outcome.denoiser)
-        if self._used("device") + outcome.bytes <= self._limits["device"] or self._make_room(
-            "device", outcome.bytes, {*in_use, name}
+        if self._used("device") + outcome.device_bytes <= self._limits["device"] or self._make_room(
+            "device", outcome.device_bytes, {*in_use, name}
         ):
             self._place(outcome, loaded.asked_at)
         else:
@@ -254,7 +261,7 @@ class Residency:
         from daguerre.engine import pipelines
 
         try:
-            return pipelines.load(model, self.dtype, self.device, self._tuning)
+            return pipelines.load(model, self.dtype, self._room, self._tuning)
         except CatalogError as error:
             return CatalogError(f"model {model.name!r} cannot be used: {error}")
         except Exception:

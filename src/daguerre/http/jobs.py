@@ -1,6 +1,7 @@
 """Owns the queued routes: submit now, ask later. A client sees its own jobs; whoever knows an id may ask for it."""
 
 import asyncio
+import itertools
 import math
 from typing import Any
 
@@ -54,16 +55,17 @@ async def jobs(request: Request[State]) -> Response:
     if status is not None and status not in set(Status):
         raise InvalidRecipe([FieldError("status", f"must be one of {', '.join(Status)}")])
     cursor = request.query_params.get("cursor")
-    found = [
+    service = request.state["service"]
+    found = (
         job
-        for job in request.state["service"].jobs_of(client_of(request))
+        for job in service.jobs_of(client_of(request))
         if (status is None or job.status == status) and (cursor is None or job.id < cursor)
-    ]
-    page, rest = found[:limit], found[limit:]
-    places = request.state["service"].places()
+    )
+    page = list(itertools.islice(found, limit))
+    rest = next(found, None)
     body = {
-        "data": [wire.wire_job(job, [], places.get(job.id)) for job in page],
-        "next_cursor": page[-1].id if rest else None,
+        "data": [wire.wire_job(job, [], None if job.status.is_final else service.place(job)) for job in page],
+        "next_cursor": page[-1].id if rest is not None else None,
     }
     return Response(msgspec.json.encode(body), media_type="application/json")
 
@@ -112,13 +114,13 @@ async def cancel(request: Request[State]) -> Response:
 async def queue_status(request: Request[State]) -> Response:
     """``GET /queue/status``: how much there is to do; of the jobs only the caller's own."""
     service = request.state["service"]
-    places, mine = service.places(), service.unfinished_of(client_of(request))
+    mine = service.unfinished_of(client_of(request))
     body = {
         "size": service.waiting,
         "running": service.running,
         "limit": service.limits.queue,
-        "eta_s": round(max((place.eta for place in places.values()), default=0.0), 1),
-        "jobs": [{"id": job.id, "status": job.status, "position": places[job.id].position} for job in mine],
+        "eta_s": round(service.all_done, 1),
+        "jobs": [{"id": job.id, "status": job.status, "position": service.place(job).position} for job in mine],
     }
     return Response(msgspec.json.encode(body), media_type="application/json", headers={"cache-control": "no-store"})
 

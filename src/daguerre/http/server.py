@@ -26,6 +26,9 @@ STUCK = 10.0
 #: Bytes that the system holds for a connection at most.
 SEND_BUFFER = 256 * 1024
 
+#: Seconds in which streams tell their last, once no job is left.
+LAST_WORDS = 0.2
+
 _RECEIVED = (h11.DONE, h11.MUST_CLOSE, h11.CLOSED, h11.ERROR, h11.SWITCHED_PROTOCOL)
 
 
@@ -91,6 +94,16 @@ class StreamProtocol(WebSocketsSansIOProtocol):
         """It has caught up."""
         self._patience.end()
         super().resume_writing()
+
+    def shutdown(self) -> None:
+        """The server is about to stop. A stream ends with its job, which may still be finished: see `end`."""
+        if not self.handshake_complete:
+            super().shutdown()
+
+    def end(self) -> None:
+        """Closes a stream that has nothing more to tell (1012: the server restarts)."""
+        if not self.transport.is_closing():
+            super().shutdown()
 
 
 class DeadlineProtocol(H11Protocol):
@@ -192,9 +205,16 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[Any] | None = None) -> None:
         """Closes the port at once, then waits for the jobs, then for the connections."""
-        draining = asyncio.ensure_future(self._drain())
+        draining = asyncio.ensure_future(self._end_streams())
         await super().shutdown(sockets)
         await draining
+
+    async def _end_streams(self) -> None:
+        await self._drain()
+        await asyncio.sleep(LAST_WORDS)
+        for connection in list(self.server_state.connections):
+            if isinstance(connection, StreamProtocol):
+                connection.end()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:

@@ -21,8 +21,8 @@ from daguerre.recipe import Draft, parse
 
 #: Seconds without news after which a sign of life is sent to whoever follows by server-sent events.
 QUIET = 15.0
-#: Close codes of WebSockets (RFC 6455): all is said; what came was wrong.
-NORMAL, POLICY = 1000, 1008
+#: Close codes of WebSockets (RFC 6455 and IANA's registry): all is said; what came was wrong; the server restarts.
+NORMAL, POLICY, RESTART = 1000, 1008, 1012
 
 #: What a recipe frame may say beside its recipe.
 FRAME_FIELDS = ("binary", "detach")
@@ -102,7 +102,7 @@ async def _follow(socket: WebSocket[State], job: Job, *, is_binary: bool) -> Non
     try:
         await asyncio.wait((telling, listening), return_when=asyncio.FIRST_COMPLETED)
         if telling.done() and telling.exception() is None:
-            await socket.close(NORMAL)
+            await socket.close(NORMAL if telling.result() else RESTART)
     except (RuntimeError, WebSocketDisconnect):
         pass  # closed from the other side meanwhile
     finally:
@@ -111,16 +111,20 @@ async def _follow(socket: WebSocket[State], job: Job, *, is_binary: bool) -> Non
         await asyncio.gather(telling, listening, return_exceptions=True)
 
 
-async def _tell(socket: WebSocket[State], job: Job, *, is_binary: bool) -> None:
+async def _tell(socket: WebSocket[State], job: Job, *, is_binary: bool) -> bool:
+    """Whether the last state was told, and not left to another process."""
     service = socket.state["service"]
     shown: bytes | None = None
+    is_final = False
     async with service.follow(service.find(job.id) or job) as states:
         async for news in states:
+            is_final = news.job.status.is_final
             if news.job.status is Status.SUCCEEDED:
                 await _complete(socket, news, is_binary=is_binary)
             else:
                 await socket.send_text(await _text(socket, news, shown))
                 shown = news.preview
+    return is_final
 
 
 async def _complete(socket: WebSocket[State], news: News, *, is_binary: bool) -> None:

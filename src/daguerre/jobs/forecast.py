@@ -1,10 +1,9 @@
 """Owns the forecast: where a job stands among those that are unfinished, and how long it is likely to take yet."""
 
-import itertools
-from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from daguerre.job import Job, Status
+from daguerre.jobs.line import Line, work
 
 #: How much of a new measurement enters the known one.
 BLEND = 0.2
@@ -36,28 +35,16 @@ class Forecast:
         began = max(self._last, job.started_at or job.created_at)
         self._last = job.finished_at
         seconds = max(1e-3, job.finished_at - began)
-        self._rate += BLEND * (_work(job) / seconds - self._rate)
+        self._rate += BLEND * (work(job) / seconds - self._rate)
         self.seconds_a_job += BLEND * (seconds - self.seconds_a_job)
 
-    def place(self, job: Job, unfinished: Iterable[Job]) -> Place:
-        """Of a job among all that are unfinished, the oldest first."""
-        before = list(itertools.takewhile(lambda other: other.id != job.id, unfinished))
-        position = 1 + sum(other.status is Status.QUEUED for other in before) if job.status is Status.QUEUED else 0
-        return Place(position, (_left(job) + sum(map(_left, before))) / self._rate)
+    def place(self, job: Job, line: Line) -> Place:
+        """Of a job; nothing is left of one that is in the line no more."""
+        if job.id not in line:
+            return Place(0, 0.0)
+        share = line.up_to(job.id)
+        return Place(share.waiting if job.status is Status.QUEUED else 0, share.work / self._rate)
 
-    def places(self, unfinished: Iterable[Job]) -> Iterator[tuple[str, Place]]:
-        """Of all jobs that are unfinished, the oldest first, by their ids."""
-        waiting, work = 0, 0.0
-        for job in unfinished:
-            waiting += job.status is Status.QUEUED
-            work += _left(job)
-            yield job.id, Place(waiting if job.status is Status.QUEUED else 0, work / self._rate)
-
-
-def _work(job: Job) -> float:
-    recipe = job.recipe
-    return float(recipe.width * recipe.height * recipe.steps * recipe.count)
-
-
-def _left(job: Job) -> float:
-    return _work(job) * (1 - job.step / job.steps) if job.steps else _work(job)
+    def all_done(self, line: Line) -> float:
+        """Seconds until nothing is likely to be left of the line."""
+        return line.whole.work / self._rate

@@ -5,7 +5,7 @@ import contextlib
 import logging
 import random
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -31,6 +31,7 @@ from daguerre.job import Failure, Job, Status, new_id
 from daguerre.jobs.forecast import Forecast, Place
 from daguerre.jobs.hub import Hub, News
 from daguerre.jobs.inputs import Inputs
+from daguerre.jobs.line import Line
 from daguerre.jobs.queue import Queue
 from daguerre.jobs.sources import Sources
 from daguerre.loras import Loras
@@ -43,6 +44,8 @@ log = logging.getLogger(__name__)
 ATTEMPTS = 3
 #: Seconds that an ended job's row outlives its result, to answer that it has expired.
 EPITAPH = 7 * 24 * 3600.0
+#: Seconds between two looks at who has moved up in the line.
+REMIND_EVERY = 3.0
 #: Seconds between two looks for rows to forget.
 SWEEP_EVERY = 600.0
 
@@ -96,7 +99,7 @@ class JobService:
         self._timeouts = timeouts
         self._result_ttl = result_ttl
         self._jobs: dict[str, Job] = {}
-        self._unfinished: dict[str, None] = {}  # ids, in the order in which they came
+        self._line = Line()
         self._accepting: dict[str, asyncio.Event] = {}  # set when the job's row is durable, or will never be
         self._inputs: dict[str, Inputs] = {}
         self._errors: dict[str, DaguerreError] = {}
@@ -108,21 +111,21 @@ class JobService:
     @property
     def unfinished(self) -> list[Job]:
         """Jobs that are waiting or running, the oldest first."""
-        return [self._jobs[job_id] for job_id in self._unfinished]
+        return [self._jobs[job_id] for job_id in self._line]
 
     def unfinished_of(self, client: str) -> list[Job]:
         """A client's jobs that are waiting or running, the oldest first."""
-        return [job for job in self.unfinished if job.client == client]
+        return [self._jobs[job_id] for job_id in self._line.of(client)]
 
     @property
     def waiting(self) -> int:
         """How many jobs wait, whether the engine knows of them already or not."""
-        return sum(job.status is Status.QUEUED for job in self.unfinished)
+        return self._line.whole.waiting
 
     @property
     def running(self) -> int:
         """How many jobs the engine is working on."""
-        return sum(job.status is Status.RUNNING for job in self.unfinished)
+        return len(self._line) - self.waiting
 
     @property
     def refusal(self) -> DaguerreError | None:
@@ -152,7 +155,7 @@ class JobService:
             if job.status.is_final:
                 self._forget_later(job)
                 continue
-            self._unfinished[job.id] = None
+            self._line.put(job)
             if job.is_attached:
                 self.failed(job.id, JobCancelled("the server was restarted"))
             elif job.attempts >= ATTEMPTS and job.status is Status.RUNNING:
@@ -166,7 +169,8 @@ class JobService:
         pictures = await self._rows.pictures(job.id)
         if pictures is not None:
             self._inputs[job.id] = await asyncio.to_thread(Inputs.unpacked, pictures)
-        self._jobs[job.id] = msgspec.structs.replace(job, status=Status.QUEUED, started_at=None, step=0)
+        job = self._jobs[job.id] = msgspec.structs.replace(job, status=Status.QUEUED, started_at=None, step=0)
+        self._line.put(job)
         self.queue.put(job.id)
         self._set_deadline(job.id, min(self._timeouts.wait, self._timeouts.total))
 
@@ -202,7 +206,7 @@ class JobService:
             return await self._known(key.digest, *known)
         job = self._made(draft, inputs, client, is_attached=is_attached)
         self._jobs[job.id] = job
-        self._unfinished[job.id] = None
+        self._line.put(job)
         accepting = self._accepting[job.id] = asyncio.Event()
         if key is not None:
             self._keys[key.client, key.name] = (key.digest, job.id)
@@ -250,7 +254,7 @@ class JobService:
     def _withdraw(self, job: Job, key: Key | None) -> None:
         """A job that could not be written down was never there."""
         self._jobs.pop(job.id)
-        self._unfinished.pop(job.id, None)
+        self._line.remove(job)
         if key is not None:
             self._keys.pop((key.client, key.name), None)
 
@@ -276,18 +280,18 @@ class JobService:
             return job
         raise ResultExpired if await self._rows.is_known(job_id) else JobNotFound
 
-    def jobs_of(self, client: str) -> list[Job]:
-        """A client's jobs that are kept, the newest first: ids sort by their age."""
-        mine = [job for job in self._jobs.values() if job.client == client]
-        return sorted(mine, key=lambda job: job.id, reverse=True)
+    def jobs_of(self, client: str) -> Iterator[Job]:
+        """A client's jobs that are kept, the newest first."""
+        return (job for job in reversed(self._jobs.values()) if job.client == client)
 
     def place(self, job: Job) -> Place:
         """Where an unfinished job stands, and how many seconds it is likely to take yet."""
-        return self._forecast.place(job, self.unfinished)
+        return self._forecast.place(job, self._line)
 
-    def places(self) -> dict[str, Place]:
-        """The same of all unfinished jobs at once, in the order in which they came."""
-        return dict(self._forecast.places(self.unfinished))
+    @property
+    def all_done(self) -> float:
+        """Seconds until all jobs at hand are likely to be done."""
+        return self._forecast.all_done(self._line)
 
     def inputs(self, job_id: str) -> Inputs | None:
         """The pictures that an unfinished job starts from."""
@@ -320,7 +324,7 @@ class JobService:
 
     def end(self, job_id: str, error: DaguerreError) -> bool:
         """Ends an unfinished job with this error: at once if it waits, within one step if it runs."""
-        if job_id not in self._unfinished:
+        if job_id not in self._line:
             return False
         if not self.queue.remove(job_id):
             self._cancel_run(job_id, error)
@@ -331,7 +335,7 @@ class JobService:
 
     def changed(self, job_id: str, **changes: object) -> Job | None:
         """A step forward; tells all who follow the job."""
-        if job_id not in self._unfinished:
+        if job_id not in self._line:
             return None
         before = self._jobs[job_id]
         job = self._jobs[job_id] = msgspec.structs.replace(before, **changes)
@@ -339,8 +343,26 @@ class JobService:
             self._rows.put(job)
         if job.status.is_final:
             self._finished(job)
+        else:
+            self._line.put(job)
         self._hub.publish(job)
         return job
+
+    async def remind(self) -> None:
+        """Tells those who follow a job that waits when it has moved up in the line, from time to time, for ever."""
+        told: dict[str, int] = {}
+        while True:
+            await asyncio.sleep(REMIND_EVERY)
+            positions: dict[str, int] = {}
+            for job_id in self._hub.followed():
+                job = self._jobs.get(job_id)
+                if job is None or job.status is not Status.QUEUED:
+                    continue
+                positions[job_id] = self.place(job).position
+                if positions[job_id] != told.get(job_id):
+                    self._hub.publish(job)
+                    await asyncio.sleep(0)  # thousands may be told: others have their turn between them
+            told = positions
 
     def is_suspect(self, job_id: str) -> bool:
         """Whether one more death of the process while it is painted would be taken to be its doing."""
@@ -349,11 +371,11 @@ class JobService:
 
     def previewed(self, job_id: str, preview: bytes) -> None:
         """What a running job's picture looks like so far, as a JPEG. It is told, and kept nowhere."""
-        if job_id in self._unfinished:
+        if job_id in self._line:
             self._hub.publish(self._jobs[job_id], preview)
 
     def _finished(self, job: Job) -> None:
-        del self._unfinished[job.id]
+        self._line.remove(job)
         if job.id in self._deadlines:
             self._deadlines.pop(job.id).cancel()
         self._inputs.pop(job.id, None)
@@ -362,7 +384,7 @@ class JobService:
     def began(self, job_id: str) -> None:
         """The engine has begun to paint."""
         job = self._jobs.get(job_id)
-        if job is None or job_id not in self._unfinished:
+        if job is None or job_id not in self._line:
             return
         now = time.time()
         self.changed(job_id, status=Status.RUNNING, started_at=now, attempts=job.attempts + 1)
@@ -371,13 +393,13 @@ class JobService:
     async def succeeded(self, job_id: str, **changes: object) -> bool:
         """The pictures are written. Those who wait are told once the row is, too; says whether the job is done."""
         job = self._jobs.get(job_id)
-        if job is None or job_id not in self._unfinished:
+        if job is None or job_id not in self._line:
             return False
         job = msgspec.structs.replace(job, status=Status.SUCCEEDED, finished_at=time.time(), **changes)
         # A row that cannot be written costs nothing but painting the same picture again, should the process die.
         with contextlib.suppress(StorageFailed):
             await asyncio.wrap_future(self._rows.put(job))
-        if job_id not in self._unfinished:  # called off meanwhile, too late: what the row says now came last
+        if job_id not in self._line:  # called off meanwhile, too late: what the row says now came last
             return False
         self._jobs[job_id] = job
         self._forecast.done(job)
@@ -387,7 +409,7 @@ class JobService:
 
     def failed(self, job_id: str, error: DaguerreError) -> None:
         """The job ended without its pictures."""
-        if job_id not in self._unfinished:
+        if job_id not in self._line:
             return
         self._errors[job_id] = error
         status = Status.CANCELLED if isinstance(error, JobCancelled) else Status.FAILED
@@ -419,7 +441,7 @@ class JobService:
                 self._suspend(job)
         end_at = time.monotonic() + grace
         # Once in a process's life: an event would burden every job.
-        while self._unfinished and time.monotonic() < end_at:  # noqa: ASYNC110
+        while self._line and time.monotonic() < end_at:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
         for job in self.unfinished:
             if job.is_attached:
@@ -434,8 +456,9 @@ class JobService:
             self._cancel_run(job.id, Draining())
         attempts = job.attempts - (job.status is Status.RUNNING)
         self._rows.put(msgspec.structs.replace(job, status=Status.QUEUED, started_at=None, step=0, attempts=attempts))
-        del self._unfinished[job.id]
+        self._line.remove(job)
         self._deadlines.pop(job.id).cancel()
+        self._hub.leave(job.id)
 
     def engine_died(self, error: NotReady) -> None:
         """Nothing more can be painted by this process; what nobody waits for on a connection is left to the next."""

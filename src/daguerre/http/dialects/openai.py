@@ -6,10 +6,11 @@ fields. Any others are ignored, as real clients rely on.
 
 import asyncio
 import base64
+import contextlib
 import json
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -55,6 +56,8 @@ THEIR_FIELDS = frozenset(
 )
 #: Our names of what they call otherwise, for errors.
 PARAMS = {"count": "n", "width": "size", "height": "size", "format": "output_format", "quality": "output_compression"}
+#: Previews that a stream may ask for.
+MAX_PARTIALS = 3
 #: Of an upload that is to be varied, how much is painted anew.
 VARIATION = 0.6
 
@@ -119,10 +122,11 @@ async def _answer(request: Request[State], fields: Mapping[str, Any], inputs: In
     if inputs is None:
         inputs = await read_inputs(request, draft)
     as_url = _choice(fields, "response_format", ("b64_json", "url")) == "url"
-    is_stream = fields.get("stream") in (True, "true")
+    partials = _partial_images(fields)
+    if fields.get("stream") in (True, "true"):
+        job = await submit_again(request, _previewed(request, draft, partials), inputs)
+        return StreamingResponse(_events(request, job, kind, partials), media_type="text/event-stream")
     job = await submit_again(request, draft, inputs)
-    if is_stream:
-        return StreamingResponse(_events(request, job, kind), media_type="text/event-stream")
     job = await paint(request, job)
     body = {"created": int(job.created_at), "data": await _data(request, job, as_url), **_about(job)}
     return Response(msgspec.json.encode(body), media_type="application/json", headers={"x-job-id": job.id})
@@ -139,21 +143,56 @@ async def _data(request: Request[State], job: Job, as_url: bool) -> list[dict[st
     ]
 
 
-async def _events(request: Request[State], job: Job, kind: str) -> AsyncIterator[bytes]:
-    """An event for each finished picture. Once headers are sent, an error can only be told as an event, too."""
+def _partial_images(fields: Mapping[str, Any]) -> int:
+    wanted = fields.get("partial_images") or 0
+    if not isinstance(wanted, int) or isinstance(wanted, bool) or not 0 <= wanted <= MAX_PARTIALS:
+        raise InvalidRecipe([FieldError("partial_images", f"must be a whole number from 0 to {MAX_PARTIALS}")])
+    return wanted
+
+
+def _previewed(request: Request[State], draft: Draft, partials: int) -> Draft:
+    """The draft with so many previews on the way, evenly spaced."""
+    if not partials:
+        return draft
+    steps = draft.steps or request.state["service"].catalog.model(draft.model).steps
+    return msgspec.structs.replace(draft, preview_every=max(1, steps // (partials + 1)))
+
+
+async def _events(request: Request[State], job: Job, kind: str, partials: int) -> AsyncIterator[bytes]:
+    """Previews as they come, and each finished picture. Once headers are sent, an error is an event, too."""
+    painting = asyncio.ensure_future(paint(request, job))
     try:
-        job = await paint(request, job)
+        index = 0
+        async with contextlib.aclosing(_previews(request, job, partials)) as previews:
+            async for preview in previews:
+                entry = {"b64_json": base64.b64encode(preview).decode(), "partial_image_index": index}
+                yield _event(f"{kind}.partial_image", {**_about(job), **entry, "output_format": "jpeg"})
+                index += 1
+        job = await painting
         for index, entry in enumerate(await _data(request, job, as_url=False)):
-            event = {
-                "type": f"{kind}.completed",
-                **entry,
-                "created_at": int(time.time()),
-                "index": index,
-                **_about(job),
-            }
-            yield f"event: {kind}.completed\ndata: {json.dumps(event)}\n\n".encode()
+            yield _event(f"{kind}.completed", {**_about(job), **entry, "index": index})
     except DaguerreError as error:
         yield f"data: {json.dumps({'error': _envelope(error)})}\n\n".encode()
+    finally:
+        painting.cancel()
+        await asyncio.gather(painting, return_exceptions=True)
+
+
+async def _previews(request: Request[State], job: Job, wanted: int) -> AsyncGenerator[bytes]:
+    """The first so many previews of a job, as JPEG."""
+    shown: bytes | None = None
+    async with request.state["service"].follow(job) as states:
+        async for news in states:
+            if wanted and news.preview is not None and news.preview is not shown:
+                yield news.preview
+                shown, wanted = news.preview, wanted - 1
+            if not wanted:
+                return
+
+
+def _event(kind: str, entry: dict[str, Any]) -> bytes:
+    told = json.dumps({"type": kind, "created_at": int(time.time()), **entry})
+    return f"event: {kind}\ndata: {told}\n\n".encode()
 
 
 def _about(job: Job) -> dict[str, Any]:
