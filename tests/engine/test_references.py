@@ -3,8 +3,9 @@
 import contextlib
 import gc
 import hashlib
+import shutil
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import ipfiles
 import numpy as np
 import pytest
 import torch
-from harness import THIRD_PARTY, Darkroom, Picture, assert_parity, count_forwards, difference, job, paint_all
+from harness import THIRD_PARTY, Darkroom, Picture, assert_parity, difference, job, paint_all, paint_in_step
 from harness import plain as without
 from PIL import Image
 from safetensors.torch import load_file
@@ -24,7 +25,10 @@ from daguerre.catalog import Catalog, Model
 from daguerre.engine import Budgets, Reference, Submission
 from daguerre.engine.pipelines import Pipeline
 from daguerre.errors import InvalidRecipe
+from daguerre.loras import Loras
+from daguerre.recipe import LoraWish
 from daguerre.references import References
+from daguerre.samplers import samplers_for
 
 pytestmark = THIRD_PARTY
 
@@ -84,7 +88,9 @@ def decoded() -> Iterator[list[torch.Tensor]]:
 
 
 @torch.no_grad()
-def diffusers_paints(submission: Submission, name: str, mode: str = "txt2img") -> torch.Tensor:
+def diffusers_paints(
+    submission: Submission, name: str, mode: str = "txt2img", change: Callable[[Any], object] = lambda _: None
+) -> torch.Tensor:
     """The picture of a plain pipeline into which diffusers itself has put the IP-Adapter, once for each reference."""
     model, recipe, references = submission.model, submission.recipe, submission.references
     folder = model.path.parent / "ip-adapters"
@@ -93,6 +99,9 @@ def diffusers_paints(submission: Submission, name: str, mode: str = "txt2img") -
         auto = {"img2img": diffusers.AutoPipelineForImage2Image, "inpaint": diffusers.AutoPipelineForInpainting}[mode]
         pipe = auto.from_pipe(pipe)
     pipe.set_progress_bar_config(disable=True)
+    change(pipe)
+    sampler = samplers_for(type(pipe.scheduler).__name__)[recipe.scheduler]
+    pipe.scheduler = getattr(diffusers, sampler.scheduler).from_config(pipe.scheduler.config, **sampler.options)
     pipe.register_modules(
         image_encoder=CLIPVisionModelWithProjection.from_pretrained(folder / "image_encoder"),
         feature_extractor=CLIPImageProcessorPil(size=ipfiles.SIDE, crop_size=ipfiles.SIDE),
@@ -202,26 +211,22 @@ def test_company_with_and_without(models: Catalog, shelf: References, name: str)
 
 @pytest.mark.parametrize("name", ["sd15", "sdxl", "flux"])
 def test_runs_of_one_scale_share_forwards(models: Catalog, shelf: References, name: str) -> None:
-    """Four pictures of four steps with two references each: no more forwards than without any."""
+    """Four pictures of four steps need four forwards, whatever they look at; another scale, or none, needs its own."""
     model = models.model(name)
 
-    def rows_of(submissions: list[Submission]) -> list[int]:
-        with Darkroom() as darkroom:
-            darkroom.paint(submissions[0])  # so that all that follow begin at one moment
-            with count_forwards() as rows:
-                darkroom.submit(*submissions[1:])
-                outcomes = darkroom.outcomes()
-        assert all(outcome.error is None for outcome in outcomes.values())
-        return rows
+    def jobs(*references: Reference) -> list[Submission]:
+        many = [job(model, "a mill", steps=4, seed=seed, scheduler="euler") for seed in range(4)]
+        return [seeing(shelf, one, *references) if references else one for one in many]
 
-    bare = [job(model, "a mill", steps=4, seed=seed, scheduler="euler") for seed in range(5)]
-    again = [job(model, "a mill", steps=4, seed=seed, scheduler="euler") for seed in range(5)]
-    looking = [seeing(shelf, one, reference(seed), reference(9, 0.2)) for seed, one in enumerate(again)]
-    per_call = 1 if name == "flux" else 2
-    assert sum(rows_of(looking)) >= 4 * 4 * per_call
-    assert max(rows_of(looking)) > per_call
-    assert len(rows_of(looking)) <= 4 * 4
-    assert len(rows_of(bare)) <= 4 * 4
+    same = jobs(reference(1), reference(9, 0.2))
+    same[2:] = [seeing(shelf, one, reference(4), reference(5, 0.2)) for one in same[2:]]
+    outcomes, rows = paint_in_step(same)
+    assert len(rows) == 4
+    assert len(paint_in_step([*same, *jobs(reference(1)), *jobs()])[1]) == 12
+    assert len(paint_in_step([*jobs(reference(1, 0.5))[:1], *jobs(reference(1))[:1]])[1]) == 8
+    for submission in same:
+        expected = (diffusers_paints(submission, name).permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
+        assert difference(outcomes[submission.id].picture, expected) <= 1
 
 
 def test_a_run_alone_takes_as_many_forwards_as_without(models: Catalog, shelf: References) -> None:
@@ -264,14 +269,35 @@ def test_two_adapters_of_one_model_go_together(models: Catalog, shelf: Reference
         assert difference(outcomes[submission.id].picture, expected) <= 1
 
 
-def test_with_loras_of_other_runs_and_reproducible_ones(models: Catalog, shelf: References) -> None:
-    """A reproducible run with references is the same picture in company."""
+def test_a_reproducible_run_in_company(models: Catalog, shelf: References) -> None:
+    """With references, too, it is the same picture to the bit."""
     model = models.model("sd15")
-    one = seeing(shelf, job(model, "a mill", reproducible=True), reference(1))
-    same = seeing(shelf, job(model, "a mill", reproducible=True), reference(1))
+    one, same = (seeing(shelf, job(model, "a mill", reproducible=True), reference(1)) for _ in range(2))
     alone, _ = paint_all([one])
     company, _ = paint_all([same, job(model, "a dam"), seeing(shelf, job(model, "a dam"), reference(2))])
     assert np.array_equal(alone[one.id].picture, company[same.id].picture)
+
+
+def test_with_a_lora(models: Catalog, shelf: References, tmp_path: Path) -> None:
+    """Both at once, in company of runs with one of them: against weights that were changed by hand."""
+    model = models.model("sd15")
+    layer = "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_q"
+    torch.manual_seed(5)
+    down, up = torch.randn(4, 32), torch.randn(32, 4) * 0.2
+    name = f"lora_unet_{layer.replace('.', '_')}"
+    tensors = {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up, f"{name}.alpha": torch.tensor(4.0)}
+    ipfiles.write(tmp_path / "loras" / "loud.safetensors", tensors)
+    loras = Loras(tmp_path)
+    fields: dict[str, Any] = {"loras": (LoraWish("loud", 1.0),)}
+    worn = job(model, "a mill", all_loras=loras, **fields)
+    both = seeing(shelf, job(model, "a mill", all_loras=loras, **fields), reference(1))
+    looking = seeing(shelf, job(model, "a mill"), reference(1))
+    outcomes, _ = paint_all([worn, both, looking, job(model, "a dam")])
+    expected = diffusers_paints(both, "sd15", change=lambda pipe: pipe.unet.get_submodule(layer).weight.add_(up @ down))
+    shown = (expected.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
+    assert difference(outcomes[both.id].picture, shown) <= 1
+    for other in (worn, looking):
+        assert difference(outcomes[both.id].picture, outcomes[other.id].picture) > 1
 
 
 def test_bytes_are_counted_and_given_back(models: Catalog, shelf: References) -> None:
@@ -345,3 +371,25 @@ def test_numbers_that_are_none_are_refused(models: Catalog, shelf: References, t
         path.unlink()
     assert "not finite" in str(outcomes[bad.id].error)
     assert outcomes[good.id].error is None
+
+
+@pytest.mark.parametrize(("change", "told"), [("missing", "not whole"), ("nan", "not finite")])
+def test_an_image_encoder_that_is_not_whole(
+    models: Catalog, shelf: References, tmp_path: Path, change: str, told: str
+) -> None:
+    """It is not filled up with chance; the job ends with the reason."""
+    model: Model = models.model("sd15")
+    folder = tmp_path / "ip-adapters"
+    shutil.copytree(model.path.parent / "ip-adapters" / "image_encoder", folder / "encoder")
+    shutil.copy(model.path.parent / "ip-adapters" / "sd15.safetensors", folder)
+    path = folder / "encoder" / "model.safetensors"
+    tensors = load_file(path)
+    name = next(name for name in tensors if name.endswith("q_proj.weight"))
+    if change == "nan":
+        tensors[name] /= 0
+    else:
+        del tensors[name]
+    ipfiles.write(path, tensors)
+    bad = seeing(References(tmp_path), job(model, "a mill"), reference(1))
+    outcomes, _ = paint_all([bad])
+    assert told in str(outcomes[bad.id].error)

@@ -71,9 +71,13 @@ def read(adapter: IpAdapter, dtype: torch.dtype, is_pinned: bool = False) -> Hos
     with BUILDING:  # others' low-memory paths change what a new module is
         processors = [_processor(file, layer, tensors) for layer in file.attention]
         projection = _projection(file, tensors)
-        encoder = CLIPVisionModelWithProjection.from_pretrained(
-            adapter.encoder, dtype=dtype, local_files_only=True, use_safetensors=True
+        encoder, told = CLIPVisionModelWithProjection.from_pretrained(
+            adapter.encoder, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
         )
+    if told["missing_keys"] or told["mismatched_keys"]:
+        raise CatalogError("its image encoder is not whole: tensors are missing")
+    if not all(bool(tensor.isfinite().all()) for tensor in encoder.parameters()):
+        raise CatalogError("its image encoder holds numbers that are not finite")
     projections = [MultiIPAdapterImageProjection([projection] * (n + 1)) for n in range(MAX_REFERENCES)]
     parts = [*processors, projection, encoder]
     for part in parts:
