@@ -11,6 +11,7 @@ from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect
 
 from daguerre import catalog as catalogs
+from daguerre.embeddings import Embeddings
 from daguerre.engine import Budgets, Engine, Event, Tuning
 from daguerre.errors import DaguerreError
 from daguerre.http import problems
@@ -22,7 +23,9 @@ from daguerre.jobs.loras import LoraShelf
 from daguerre.jobs.models import Models, Pulling
 from daguerre.jobs.retries import Retries
 from daguerre.jobs.service import JobService, Limits, Timeouts
+from daguerre.jobs.sources import Sources
 from daguerre.loras import Loras
+from daguerre.references import References
 from daguerre.settings import Settings
 from daguerre.store.db import Database
 from daguerre.store.files import Files
@@ -42,6 +45,7 @@ class Daguerre(Starlette):
         self._catalog = catalogs.read(settings.weights, settings.default_model)
         self._catalog.model()
         self._loras = Loras(settings.weights)
+        self._sources = Sources(References(settings.weights), Embeddings(settings.weights))
         self._service: JobService | None = None
         super().__init__(
             routes=ROUTES,
@@ -100,6 +104,7 @@ class Daguerre(Starlette):
             JobRows(database),
             files,
             engine.cancel,
+            sources=self._sources,
             limits=Limits(settings.queue_limit, settings.least_disk),
             timeouts=Timeouts(settings.wait_timeout, settings.run_timeout, settings.job_timeout),
             result_ttl=settings.result_ttl,

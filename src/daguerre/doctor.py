@@ -10,7 +10,9 @@ from pathlib import Path
 import msgspec
 
 from daguerre import catalog
+from daguerre.embeddings import Embeddings
 from daguerre.errors import DaguerreError
+from daguerre.references import References
 from daguerre.settings import Settings
 from daguerre.version import __version__
 
@@ -89,6 +91,8 @@ def _models(settings: Settings) -> Iterator[Finding]:
         here = [f"{model.name} ({model.family})" for model in found.models if model.is_here]
         yield Finding("models", ", ".join(here) or "none")
         for problem in found.problems:
+            yield Finding("catalogue", problem, "mend it, or take it out of the weights folder")
+        for problem in (*References(settings.weights).problems, *Embeddings(settings.weights).problems):
             yield Finding("catalogue", problem, "mend it, or take it out of the weights folder")
         found.model()
     except DaguerreError as error:

@@ -38,6 +38,7 @@ ALIASES = {
 Side = Annotated[int, Meta(ge=MIN_SIDE, le=MAX_SIDE)]
 
 MAX_LORAS = 4
+MAX_REFERENCES = 4
 
 
 class LoraWish(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -52,6 +53,21 @@ class LoraUse(msgspec.Struct, frozen=True):
 
     name: str
     weight: float
+
+
+class ReferenceWish(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A reference image as a client asks for it: inline or by name; without a scale it has the IP-Adapter's."""
+
+    image: str | None = None
+    name: Annotated[str, Meta(min_length=1, max_length=200)] | None = None
+    scale: Annotated[float, Meta(ge=0, le=1)] | None = None
+
+
+class ReferenceUse(msgspec.Struct, frozen=True):
+    """A reference image of a recipe; one without a name came with the request."""
+
+    name: str | None
+    scale: float
 
 
 class Draft(msgspec.Struct, frozen=True, kw_only=True):
@@ -74,6 +90,11 @@ class Draft(msgspec.Struct, frozen=True, kw_only=True):
     image: Annotated[str, Meta(description="Base64 of a PNG, JPEG or WebP to start from.")] | None = None
     strength: Annotated[float, Meta(ge=0, le=1, description="How much of the image is painted anew.")] | None = None
     mask: Annotated[str, Meta(description="Base64; white is painted anew, black kept.")] | None = None
+    reference_images: Annotated[
+        tuple[ReferenceWish, ...], Meta(max_length=MAX_REFERENCES, description="Pictures to be inspired by.")
+    ] = ()
+    ip_strength: Annotated[float, Meta(ge=0, le=1, description="Of an only reference image.")] | None = None
+    ip_adapter: Annotated[str, Meta(max_length=200, description="Which of several that fit.")] | None = None
     format: Format | None = None
     quality: Annotated[int, Meta(ge=1, le=100, description="Of JPEG and WebP.")] = 90
     reproducible: bool = False
@@ -86,6 +107,11 @@ class Draft(msgspec.Struct, frozen=True, kw_only=True):
         if self.image is None:
             return "txt2img"
         return "img2img" if self.mask is None else "inpaint"
+
+    @property
+    def has_pictures(self) -> bool:
+        """Whether any picture comes with it."""
+        return self.image is not None or any(wish.image is not None for wish in self.reference_images)
 
 
 class Recipe(msgspec.Struct, frozen=True, kw_only=True):
@@ -112,6 +138,8 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
     preview_every: int = 0
     metadata: dict[str, Any]
     loras: tuple[LoraUse, ...] = ()
+    reference_images: tuple[ReferenceUse, ...] = ()
+    ip_adapter: str | None = None
 
 
 class Defaults(Protocol):
@@ -168,6 +196,7 @@ def parse(fields: Mapping[str, Any]) -> Draft:
         errors.append(FieldError("metadata", f"larger than {METADATA_BYTES} bytes of JSON"))
     if given.get("prompt_syntax") == "a1111":
         given = _emphasised(given, errors)
+    given = _referring(given, errors)
     if errors:
         raise InvalidRecipe(errors)
     if given.get("image") is None:
@@ -333,6 +362,22 @@ def _emphasised(given: dict[str, Any], errors: list[FieldError]) -> dict[str, An
     if len(loras) > MAX_LORAS:
         errors.append(FieldError("loras", f"with those that the prompt names there are more than {MAX_LORAS}"))
     return given | read | {"loras": tuple(loras)}
+
+
+def _referring(given: dict[str, Any], errors: list[FieldError]) -> dict[str, Any]:
+    """Checks the reference images, and gives an only one the strength that stands beside it."""
+    wishes: tuple[ReferenceWish, ...] = given.get("reference_images") or ()
+    for place, wish in enumerate(wishes):
+        if (wish.image is None) == (wish.name is None):
+            errors.append(FieldError(f"reference_images[{place}]", "give either an image or a name"))
+    strength = given.get("ip_strength")
+    if given.get("ip_adapter") is not None and not wishes and strength is None:
+        errors.append(FieldError("ip_adapter", "needs reference_images or ip_strength"))
+    if strength is None or not wishes:
+        return given
+    if len(wishes) > 1 or wishes[0].scale is not None:
+        errors.append(FieldError("ip_strength", "goes with one reference image that has no scale of its own"))
+    return given | {"reference_images": (msgspec.structs.replace(wishes[0], scale=strength), *wishes[1:])}
 
 
 _LORA_TYPES: dict[str, Any] = typing.get_type_hints(LoraWish, include_extras=True)

@@ -11,12 +11,15 @@ import msgspec
 
 from daguerre import catalog as catalogs
 from daguerre import recipe
+from daguerre.embeddings import Embeddings
 from daguerre.engine import Engine, EngineDied, Event, ModelLoading, Painted, RunEnded, Stepped, Submission
 from daguerre.job import new_id
 from daguerre.jobs import pictures
 from daguerre.jobs.inputs import read
+from daguerre.jobs.sources import Sources
 from daguerre.loras import Loras
 from daguerre.recipe import Draft, Recipe
+from daguerre.references import References
 from daguerre.settings import Settings
 from daguerre.store.files import EXTENSIONS, Files
 
@@ -36,6 +39,7 @@ class Studio:
         self._settings = settings or Settings()
         self._catalog = catalogs.read(self._settings.weights, self._settings.default_model)
         self._loras = Loras(self._settings.weights)
+        self._sources = Sources(References(self._settings.weights), Embeddings(self._settings.weights))
         self._events: SimpleQueue[Event] = SimpleQueue()
         self._engine = Engine(self._events.put, self._settings.device, self._settings.dtype)
 
@@ -57,13 +61,17 @@ class Studio:
         if draft.format is None and out is not None and out.suffix in _FORMATS:
             draft = msgspec.structs.replace(draft, format=_FORMATS[out.suffix])
         inputs = read(draft)
-        size = None if inputs is None else inputs.image.size
+        size = None if inputs is None else inputs.size
         chosen = self._loras.chosen(draft, model)
         whole = recipe.resolve(draft, model, random.randrange(recipe.RANDOM_SEEDS), self._catalog.styles, size, chosen)
+        whole = self._sources.completed(whole, draft, model)
         job_id = new_id()
         image, mask = (None, None) if inputs is None else inputs.fitted((whole.width, whole.height))
         adapters = self._loras.adapters(whole.loras)
-        self._engine.submit(Submission(job_id, whole, model, image, mask, adapters=adapters))
+        found = self._sources.find(whole, model)
+        self._engine.submit(
+            Submission(job_id, whole, model, image, mask, "", adapters, found.ip_adapter, *found.read(inputs))
+        )
         paths: list[Path] = []
         while len(paths) < whole.count:
             match self._events.get():

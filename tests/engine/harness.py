@@ -21,13 +21,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from daguerre.catalog import Model
-from daguerre.engine import Engine, EngineDied, Event, Painted, RunEnded, Stepped, Submission
-from daguerre.engine.pipelines import Timer, load
+from daguerre.engine import Engine, EngineDied, Event, Painted, RunEnded, Stepped, Submission, ip_adapters
+from daguerre.engine.pipelines import Pipeline, Timer, load
 from daguerre.engine.rendezvous import Call, Meeting, Run
 from daguerre.engine.scheduler import bucket
 from daguerre.errors import BadOutput, DaguerreError
 from daguerre.loras import Loras
 from daguerre.recipe import Draft, Recipe, resolve
+from daguerre.references import IpAdapter
 from daguerre.samplers import samplers_for
 
 Picture = NDArray[np.uint8]  # [H, W, 3]
@@ -238,14 +239,17 @@ def paint_in_step(submissions: Sequence[Submission], max_runs: int = 8) -> tuple
     def start(submission: Submission, index: int) -> None:
         pipeline, recipe = pipelines[submission.model], submission.recipe
         images = submission.image, submission.mask
-        kind = (submission.model.name, recipe.width, recipe.height)
-        run = Run(lambda: pipeline.paint(recipe, *images, index, lambda *_: None, Timer()), kind)
+        scales = tuple(reference.scale for reference in submission.seen)
+        kind = (submission.model.name, recipe.width, recipe.height, submission.ip_adapter, scales)
+        seen = submission.seen
+        run = Run(lambda: pipeline.paint(recipe, *images, index, lambda *_: None, Timer(), seen), kind)
+        _put_on(pipeline, submission)
         advance(run, (submission.id, index))
 
     def key(call: Call) -> Hashable:
         """As the engine's: the position ids of FLUX do not tell a wide picture from a high one by their shape."""
         recipe = outcomes[pictures[call.run][0]].submission.recipe
-        return call.meeting, call.key, recipe.width, recipe.height
+        return call.meeting, call.key, recipe.width, recipe.height, call.run.kind
 
     pictures: dict[Run, tuple[str, int]] = {}
     with count_forwards() as rows:
@@ -258,10 +262,28 @@ def paint_in_step(submissions: Sequence[Submission], max_runs: int = 8) -> tuple
             together = together[:8] if first.key is not None else [first]
             calls = [call for call in calls if call not in together]
             total = sum(call.rows for call in together)
+            submission = outcomes[pictures[first.run][0]].submission
+            _put_on(pipelines[submission.model], submission)
             outputs = first.meeting.forward(together, total if first.key is None else bucket(total))
             for call, output in zip(together, outputs, strict=True):
                 advance(call.run, pictures[call.run], output)
     return outcomes, rows
+
+
+def _put_on(pipeline: Pipeline, submission: Submission) -> None:
+    """A submission's IP-Adapter, or none: as the engine does before a prologue and before a forward."""
+    if submission.ip_adapter is None:
+        pipeline.references.wear(None, ())
+        return
+    hosted = _hosted(submission.ip_adapter)
+    if not pipeline.references.has(hosted):
+        pipeline.references.attach(hosted, torch.device("cpu"))
+    pipeline.references.wear(hosted, [reference.scale for reference in submission.seen])
+
+
+@cache
+def _hosted(adapter: IpAdapter) -> ip_adapters.HostedIpAdapter:
+    return ip_adapters.read(adapter, torch.float32)
 
 
 #: The first submodule that each denoiser calls, on the tensor that has a row for each picture and guidance branch.

@@ -1,6 +1,7 @@
 """The database: what is told to be durable is, one bad change is undone alone, and old files are brought up to date."""
 
 import asyncio
+import shutil
 import sqlite3
 import threading
 from collections.abc import Iterator
@@ -184,17 +185,16 @@ def test_an_old_file_is_copied_then_brought_up_to_date(tmp_path: Path, monkeypat
     path = tmp_path / "daguerre.db"
     Database(path).close()
     new = tmp_path / "steps"
-    (new / "migrations").mkdir(parents=True)
-    first = Path(__file__).parents[2] / "src" / "daguerre" / "store" / "migrations" / "0001.sql"
-    (new / "migrations" / "0001.sql").write_text(first.read_text())
-    (new / "migrations" / "0002.sql").write_text("CREATE TABLE more (a INTEGER) STRICT;")
+    shutil.copytree(Path(__file__).parents[2] / "src" / "daguerre" / "store" / "migrations", new / "migrations")
+    latest = len(list((new / "migrations").iterdir())) + 1
+    (new / "migrations" / "9999.sql").write_text("CREATE TABLE more (a INTEGER) STRICT;")
     with monkeypatch.context() as patch:
         patch.setattr("daguerre.store.db.resources.files", lambda _: new)
         Database(path).close()
     connection = sqlite3.connect(path)
     assert "more" in _tables(connection)
     connection.close()
-    copy = sqlite3.connect(tmp_path / "daguerre.before-2.db")
+    copy = sqlite3.connect(tmp_path / f"daguerre.before-{latest}.db")
     assert "jobs" in _tables(copy)
     assert "more" not in _tables(copy)
     copy.close()

@@ -8,12 +8,15 @@ from pathlib import Path
 import pytest
 
 from daguerre import catalog
+from daguerre.embeddings import Embeddings
 from daguerre.engine import Engine, Event
 from daguerre.errors import ModelNotFound
 from daguerre.jobs.dispatch import Dispatch
 from daguerre.jobs.service import JobService, Limits, Timeouts
+from daguerre.jobs.sources import Sources
 from daguerre.loras import Loras
 from daguerre.recipe import Draft
+from daguerre.references import References
 from daguerre.store.db import Database
 from daguerre.store.files import Files
 from daguerre.store.jobs import JobRows
@@ -36,6 +39,7 @@ def test_a_model_that_goes_while_its_job_waits_fails_that_job_alone(tmp_path: Pa
             JobRows(database),
             Files(tmp_path),
             engine.cancel,
+            sources=Sources(References(tmp_path), Embeddings(tmp_path)),
             limits=Limits(queue=9, least_disk=0),
             timeouts=Timeouts(60, 60, 60),
             result_ttl=60,

@@ -11,11 +11,14 @@ import pytest
 from PIL import Image
 
 from daguerre import catalog, recipe
+from daguerre.embeddings import Embeddings
 from daguerre.errors import KeyReused
 from daguerre.job import Job, Status, new_id
 from daguerre.jobs.inputs import Inputs
 from daguerre.jobs.service import ATTEMPTS, JobService, Limits, Timeouts
+from daguerre.jobs.sources import Sources
 from daguerre.loras import Loras
+from daguerre.references import References
 from daguerre.store.db import Database
 from daguerre.store.files import Files
 from daguerre.store.jobs import JobRows, Key
@@ -36,6 +39,7 @@ def _play(folder: Path, play: Callable[[JobService, JobRows], Awaitable[None]], 
             rows,
             Files(folder / "outputs"),
             lambda _id, _error: None,
+            sources=Sources(References(WEIGHTS), Embeddings(WEIGHTS)),
             limits=Limits(queue_limit, 0),
             timeouts=Timeouts(60, 60, 60),
             result_ttl=60,
@@ -171,3 +175,27 @@ def test_places_are_those_of_a_line(tmp_path: Path) -> None:
         assert (service.waiting, service.running) == (49, 1)
 
     _play(tmp_path, play)
+
+
+def test_reference_images_survive_the_process(tmp_path: Path) -> None:
+    """Those that came with a job are there for the next process, in their order, and gone when it is done."""
+    shown = tuple(Image.new("RGBA", (8, 8 + i), (40 * i, 0, 0, 255)) for i in range(3))
+    ids: list[str] = []
+
+    async def before(service: JobService, _rows: JobRows) -> None:
+        await service.recover()
+        job = await service.submit(DRAFT, Inputs(None, None, shown), "ada", is_attached=False)
+        ids.append(job.id)
+
+    async def after(service: JobService, rows: JobRows) -> None:
+        await service.recover()
+        inputs = service.inputs(ids[0])
+        assert inputs is not None
+        assert inputs.image is None
+        assert [one.tobytes() for one in inputs.references] == [one.tobytes() for one in shown]
+        service.cancel(ids[0])
+        await rows.settled()
+        assert await rows.pictures(ids[0]) is None
+
+    _play(tmp_path, before)
+    _play(tmp_path, after)

@@ -1,6 +1,6 @@
 """The engine: one thread that owns every torch object on the device. Importing this package loads no torch."""
 
-from daguerre.engine.engine import Engine, Submission
+from daguerre.engine.engine import Engine, Reference, Submission
 from daguerre.engine.events import (
     AdapterAbsent,
     AdapterPlaced,
@@ -32,6 +32,7 @@ __all__ = [
     "ModelReady",
     "Painted",
     "Pixels",
+    "Reference",
     "RunEnded",
     "Started",
     "Stepped",

@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from daguerre import adapterfile
 from daguerre.engine.events import AdapterAbsent, AdapterPlaced, Event
@@ -46,38 +46,65 @@ class Hosted:
         return self.adapter.key
 
 
+class Named(Protocol):
+    """What a cache knows of the adapters that it is asked for."""
+
+    @property
+    def name(self) -> str:
+        """In the catalogue."""
+        ...
+
+
+class Held(Protocol):
+    """What a cache knows of the adapters that it holds."""
+
+    is_kept: bool
+
+    @property
+    def bytes(self) -> int:
+        """In host memory."""
+        ...
+
+
+A = TypeVar("A", bound=Named)  # 3.11 has no type parameters yet
+H = TypeVar("H", bound=Held)
+
+
 @dataclass(frozen=True, slots=True)
 class AdapterRead:
     """The reader's answer to a wish: an adapter in host memory, or why there is none."""
 
-    adapter: Adapter
-    outcome: Hosted | DaguerreError
+    adapter: Any
+    outcome: Any  # or a DaguerreError
 
 
-class AdapterCache:
-    """The adapters in host memory, least recently used first. Used by the engine thread; its reader only reads."""
+class AdapterCache(Generic[A, H]):
+    """The adapters in host memory, least recently used first. Used by the engine thread; its reader only reads.
+
+    ``read`` is called on the reader's thread; ``field`` is the one that is wrong when an adapter cannot be used.
+    """
 
     def __init__(
         self,
-        dtype: "torch.dtype",
-        is_pinned: bool,
+        read: Callable[[A], H],
+        field: str,
         emit: Callable[[Event], None],
         inbox: Callable[[AdapterRead], None],
         budget: int = BUDGET,
     ) -> None:
-        self._dtype = dtype
-        self._is_pinned = is_pinned
+        self._from_disk = read
+        self._field = field
         self._emit = emit
         self._inbox = inbox
         self._budget = budget
-        self._hosted: OrderedDict[Adapter, Hosted] = OrderedDict()
-        self._failed: dict[Adapter, DaguerreError] = {}
-        self._reading: set[Adapter] = set()
-        self._wanted: set[Adapter] = set()
-        self._wishes: SimpleQueue[Adapter | None] = SimpleQueue()
-        threading.Thread(target=self._read_for_ever, name="daguerre-adapters", daemon=True).start()
+        self._hosted: OrderedDict[A, H] = OrderedDict()
+        self._failed: dict[A, DaguerreError] = {}
+        self._reading: set[A] = set()
+        self._wanted: set[A] = set()
+        self._wishes: SimpleQueue[A | None] = SimpleQueue()
+        threading.Thread(target=self._read_for_ever, name=f"daguerre-{field}-reader", daemon=True).start()
 
-    def find(self, adapters: Sequence[Adapter]) -> list[Hosted] | None:
+    def find(self, adapters: Sequence[A]) -> list[H] | None:
         """All of these, if they are here; else those that are not are asked for.
 
         Raises:
@@ -92,7 +119,7 @@ class AdapterCache:
             return None
         return [self._hosted[adapter] for adapter in adapters]
 
-    def ask(self, adapter: Adapter) -> None:
+    def ask(self, adapter: A) -> None:
         """Wants it to be here soon, and to stay for a while."""
         if adapter in self._hosted:
             self._hosted.move_to_end(adapter)
@@ -124,7 +151,7 @@ class AdapterCache:
             self._drop(adapter)
         self._emit(AdapterPlaced(name, "disk"))
 
-    def _drop(self, adapter: Adapter) -> None:
+    def _drop(self, adapter: A) -> None:
         self._hosted.pop(adapter).is_kept = False
         if all(other.name != adapter.name for other in self._hosted):
             self._emit(AdapterPlaced(adapter.name, "disk"))
@@ -138,14 +165,14 @@ class AdapterCache:
         while (adapter := self._wishes.get()) is not None:
             self._inbox(AdapterRead(adapter, self._read(adapter)))
 
-    def _read(self, adapter: Adapter) -> Hosted | DaguerreError:
+    def _read(self, adapter: A) -> H | DaguerreError:
         try:
-            return read(adapter, self._dtype, self._is_pinned)
+            return self._from_disk(adapter)
         except CatalogError as error:
-            return InvalidRecipe([FieldError("loras", f"{adapter.name!r} cannot be used: {error}")])
+            return InvalidRecipe([FieldError(self._field, f"{adapter.name!r} cannot be used: {error}")])
         except Exception:  # libraries fail on files in many ways
             log.exception("adapter %s could not be read", adapter.name)
-            return CatalogError(f"LoRA {adapter.name!r} could not be read; the server's log says why")
+            return CatalogError(f"adapter {adapter.name!r} could not be read; the server's log says why")
 
 
 def read(adapter: Adapter, dtype: "torch.dtype", is_pinned: bool = False) -> Hosted:

@@ -1,14 +1,17 @@
 """Owns conditioning: prompts to embeddings, by Compel where it knows the encoders, kept for when they come again."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
+import msgspec
 import torch
 from compel.prompt_parser import PromptParser
 
 from daguerre import emphasis
+from daguerre.embeddings import Learned
 from daguerre.engine import emphasised
+from daguerre.engine.inversions import Inversions
 from daguerre.errors import FieldError, InvalidRecipe
 from daguerre.recipe import Recipe
 
@@ -21,14 +24,21 @@ CACHED = 128
 class Conditioning:
     """The text encoders of one pipeline. Embeddings are [1, tokens, channels], pooled ones [1, channels]."""
 
-    def __init__(self, pipe: Any, accepted: frozenset[str], device: torch.device) -> None:
+    def __init__(
+        self,
+        pipe: Any,
+        accepted: frozenset[str],
+        device: torch.device,
+        inversions: Inversions | None = None,
+    ) -> None:
         self._pipe = pipe
         self._accepted = accepted
         self._cache: OrderedDict[tuple[Any, ...], Embeddings] = OrderedDict()
         self._device = device
-        self._compel = _compel_for(pipe, device)
+        self._compel = _compel_for(pipe, device, inversions)
+        self._inverted: tuple[Inversions, Conditioning] | None = None  # made when a prompt names a textual inversion
 
-    def arguments(self, recipe: Recipe, adapted: Hashable = ()) -> dict[str, Any]:
+    def arguments(self, recipe: Recipe, adapted: Hashable = (), learned: Sequence[Learned] = ()) -> dict[str, Any]:
         """What the pipeline is called with instead of, or as, the prompt. ``adapted``: what the text encoders wear.
 
         Raises:
@@ -42,9 +52,10 @@ class Conditioning:
             return {"prompt": recipe.prompt, "negative_prompt": recipe.negative_prompt or None}
         is_guided = recipe.guidance_scale > 1
         negative = recipe.negative_prompt if is_guided else None
-        key = (recipe.prompt, negative, recipe.prompt_syntax, recipe.clip_skip, adapted)
+        contents = tuple(one.digest for one in learned)
+        key = (recipe.prompt, negative, recipe.prompt_syntax, recipe.clip_skip, adapted, contents)
         if key not in self._cache:
-            self._cache[key] = self._encode(recipe, is_guided)
+            self._cache[key] = self._encode_any(recipe, is_guided, learned)
         self._cache.move_to_end(key)
         if len(self._cache) > CACHED:
             self._cache.popitem(last=False)
@@ -53,6 +64,18 @@ class Conditioning:
     def forget(self) -> None:
         """Empties the cache: its embeddings lie on the device."""
         self._cache.clear()
+
+    def _encode_any(self, recipe: Recipe, is_guided: bool, learned: Sequence[Learned]) -> Embeddings:
+        """The prompts, in which textual inversions may be named."""
+        if not learned:
+            return self._encode(recipe, is_guided)
+        if self._inverted is None:
+            made = Inversions(self._pipe)
+            self._inverted = made, Conditioning(made.shell, self._accepted, self._device, made)
+        inversions, conditioning = self._inverted
+        with inversions.known(learned, is_expanded=recipe.prompt_syntax != "compel") as write:
+            prompts = {name: write(getattr(recipe, name)) for name in ("prompt", "negative_prompt")}
+            return conditioning._encode(msgspec.structs.replace(recipe, **prompts), is_guided)
 
     def _encode(self, recipe: Recipe, is_guided: bool) -> Embeddings:
         if recipe.prompt_syntax == "plain":
@@ -117,7 +140,7 @@ def _words(prompt: str, field: str) -> str:
     return parsed.text
 
 
-def _compel_for(pipe: Any, device: torch.device) -> Callable[..., Any] | None:
+def _compel_for(pipe: Any, device: torch.device, inversions: Inversions | None) -> Callable[..., Any] | None:
     """Compel for the pipelines whose text encoders it knows; the others encode for themselves."""
     import compel
 
@@ -126,4 +149,4 @@ def _compel_for(pipe: Any, device: torch.device) -> Callable[..., Any] | None:
         "StableDiffusionXLPipeline": compel.CompelForSDXL,
     }
     make = known.get(type(pipe).__name__)
-    return make(pipe, device=str(device)) if make is not None else None
+    return make(pipe, textual_inversion_manager=inversions, device=str(device)) if make is not None else None

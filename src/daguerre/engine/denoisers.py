@@ -42,7 +42,7 @@ DENOISERS = {
     ),
     "FluxTransformer2DModel": _roles(
         "hidden_states encoder_hidden_states pooled_projections timestep guidance"
-        " controlnet_block_samples controlnet_single_block_samples",
+        " controlnet_block_samples controlnet_single_block_samples joint_attention_kwargs",
         shared="img_ids txt_ids",
     ),
     "Flux2Transformer2DModel": _roles(

@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from daguerre.catalog import Model
+from daguerre.embeddings import Learned
 from daguerre.engine.adapter_cache import AdapterCache, AdapterRead
 from daguerre.engine.events import (
     EngineDied,
@@ -37,10 +39,12 @@ from daguerre.engine.watchdog import Watchdog
 from daguerre.errors import DaguerreError, JobCancelled, JobFailed, NotReady, OutOfMemory
 from daguerre.loras import Adapter
 from daguerre.recipe import Recipe
+from daguerre.references import IpAdapter
 
 if TYPE_CHECKING:
     from daguerre.engine.adapter_cache import Hosted
     from daguerre.engine.headroom import Headroom
+    from daguerre.engine.ip_adapters import HostedIpAdapter
     from daguerre.engine.notebook import Notebook
     from daguerre.engine.pace import Pace
     from daguerre.engine.pipelines import Pipeline, Timer
@@ -58,6 +62,15 @@ FAILURES = 3
 
 
 @dataclass(frozen=True, slots=True)
+class Reference:
+    """A reference image, and how strongly it counts; the digest stands for the picture."""
+
+    picture: NDArray[np.uint8]  # [H, W, 3]
+    scale: float
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
 class Submission:
     """A job as the engine sees it: it knows nothing of users, addresses and files."""
 
@@ -68,6 +81,14 @@ class Submission:
     mask: NDArray[np.uint8] | None = None  # [H, W], 255 is painted anew
     client: str = ""
     adapters: tuple[tuple[Adapter, float], ...] = ()  # each with its weight
+    ip_adapter: IpAdapter | None = None  # what looks at the references
+    references: tuple[Reference, ...] = ()
+    learned: tuple[Learned, ...] = ()  # textual inversions that its prompts name
+
+    @property
+    def seen(self) -> tuple[Reference, ...]:
+        """The references that count: one at scale 0 is none."""
+        return tuple(reference for reference in self.references if reference.scale)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +147,7 @@ class Painting:
     record: "Record | None" = None
     pipeline: "Pipeline | None" = None
     hosted: list["Hosted"] = field(default_factory=list)
+    ip_adapter: "HostedIpAdapter | None" = None
 
     @property
     def worn(self) -> list[tuple["Hosted", float]]:
@@ -136,7 +158,14 @@ class Painting:
     @property
     def adapters_key(self) -> tuple[Hashable, ...]:
         """Pictures whose keys differ need other weights: they share no forward."""
-        return tuple((adapter.key, weight) for adapter, weight in self.submission.adapters if weight)
+        key = tuple((adapter.key, weight) for adapter, weight in self.submission.adapters if weight)
+        wanted = self.submission.ip_adapter
+        return (*key, (wanted.key, self.scales)) if wanted is not None and self.scales else key
+
+    @property
+    def scales(self) -> tuple[float, ...]:
+        """Of its references."""
+        return tuple(reference.scale for reference in self.submission.seen)
 
     @property
     def job_id(self) -> str:
@@ -163,7 +192,8 @@ class State:
     pace: "Pace[list[Waiting]]"
     records: "Records"
     notebook: "Notebook"
-    adapters: "AdapterCache"
+    adapters: "AdapterCache[Adapter, Hosted]"
+    ip_adapters: "AdapterCache[IpAdapter, HostedIpAdapter]"
     headroom: "Headroom"
     waiting: list[Painting] = field(default_factory=list)
     running: dict["Run", Painting] = field(default_factory=dict)
@@ -272,6 +302,7 @@ class Engine:
         self._emit(ModelLoading("", "importing torch and diffusers"))
         import torch
 
+        from daguerre.engine import adapter_cache, ip_adapters
         from daguerre.engine.headroom import Headroom, gauge_of
         from daguerre.engine.notebook import Notebook
         from daguerre.engine.pace import Pace
@@ -284,11 +315,21 @@ class Engine:
         residency = Residency(
             self._device, self._dtype, self._emit, self._inbox.put, self._budgets, self._tuning, lambda one: warm(one)
         )
-        adapters = AdapterCache(residency.dtype, residency.device.type == "cuda", self._emit, self._inbox.put)
+        dtype, is_pinned = residency.dtype, residency.device.type == "cuda"
+        adapters = AdapterCache(
+            partial(adapter_cache.read, dtype=dtype, is_pinned=is_pinned), "loras", self._emit, self._inbox.put
+        )
+        looking = AdapterCache(
+            partial(ip_adapters.read, dtype=dtype, is_pinned=is_pinned),
+            "reference_images",
+            lambda _: None,
+            self._inbox.put,
+            ip_adapters.BUDGET,
+        )
         notebook = Notebook(self._notes, residency.device, residency.dtype)
         scheduler = Scheduler(curve=notebook.read())
         headroom = Headroom(gauge_of(residency.device))
-        state = State(residency, scheduler, Pace(residency.device), Records(), notebook, adapters, headroom)
+        state = State(residency, scheduler, Pace(residency.device), Records(), notebook, adapters, looking, headroom)
 
         def warm(pipeline: "Pipeline") -> None:
             if self._tuning.needs_warm_up(residency.device):
@@ -308,6 +349,7 @@ class Engine:
             notebook.write(scheduler.curve, least=1)
             watchdog.close()
             adapters.close()
+            looking.close()
             residency.close()
 
     def _read_inbox(self, state: State) -> None:
@@ -344,8 +386,8 @@ class Engine:
                 state.adapters.ask(adapter)
             case UnloadAdapter(name=name):
                 state.adapters.drop(name)
-            case AdapterRead():
-                state.adapters.take(message)
+            case AdapterRead(adapter=adapter):
+                (state.ip_adapters if isinstance(adapter, IpAdapter) else state.adapters).take(message)
             case Close():
                 for job_id in {painting.job_id for painting in (*state.waiting, *state.running.values())}:
                     self._end_job(state, job_id, JobCancelled("the server is shutting down"))
@@ -379,6 +421,7 @@ class Engine:
             in_use |= {painting.submission.model.name for painting in state.waiting}
         dressed = {painting for painting in list(state.waiting) if self._is_dressed(state, painting)}
         state.adapters.settle()
+        state.ip_adapters.settle()
         ready: dict[Painting, Pipeline] = {}
         failed: dict[str, DaguerreError] = {}
         crowded_out: str | None = None
@@ -393,8 +436,11 @@ class Engine:
                 continue
             if pipeline is not None:
                 in_use.add(model.name)
-                if painting in dressed:
+                has_room = painting not in dressed or self._can_look(state, painting, pipeline, in_use)
+                if painting in dressed and has_room and painting in state.waiting:
                     ready[painting] = pipeline
+                elif not has_room:
+                    crowded_out = model.name
             elif state.residency.is_crowded_out(model) and not state.residency.is_turn:
                 crowded_out = model.name
         for painting in [painting for painting in state.waiting if painting.submission.model.name in failed]:
@@ -411,7 +457,32 @@ class Engine:
             self._end_job(state, painting.job_id, error)
             return False
         painting.hosted = hosted or []
-        return hosted is not None
+        return hosted is not None and self._has_eyes(state, painting)
+
+    def _has_eyes(self, state: State, painting: Painting) -> bool:
+        """Whether its IP-Adapter is in host memory, if it has references."""
+        wanted = painting.submission.ip_adapter
+        if wanted is None or not painting.scales:
+            return True
+        try:
+            found = state.ip_adapters.find([wanted])
+        except DaguerreError as error:
+            self._end_job(state, painting.job_id, error)
+            return False
+        painting.ip_adapter = None if found is None else found[0]
+        return found is not None
+
+    def _can_look(self, state: State, painting: Painting, pipeline: "Pipeline", in_use: set[str]) -> bool:
+        """Whether its IP-Adapter, if it has one, is on the device, or there is room for it: then it is there now."""
+        if painting.ip_adapter is None:
+            return True
+        alive = (*state.waiting, *state.running.values())
+        keep = {other.ip_adapter.key for other in alive if other.ip_adapter is not None}
+        try:
+            return state.residency.furnish(pipeline, painting.ip_adapter, keep, in_use)
+        except DaguerreError as error:
+            self._end_job(state, painting.job_id, error)
+            return True
 
     def _preload(self, state: State, in_use: set[str]) -> None:
         for model in list(state.preloads):
@@ -448,7 +519,16 @@ class Engine:
             self._emit(Stepped(painting.job_id, index, step, steps, preview))
 
         return Run(
-            lambda: pipeline.paint(submission.recipe, submission.image, submission.mask, index, on_step, timer),
+            lambda: pipeline.paint(
+                submission.recipe,
+                submission.image,
+                submission.mask,
+                index,
+                on_step,
+                timer,
+                submission.seen,
+                submission.learned,
+            ),
             painting.kind,
         )
 
@@ -465,6 +545,7 @@ class Engine:
         assert painting.pipeline is not None
         try:
             painting.pipeline.adapters.wear_on_denoiser(painting.worn)
+            painting.pipeline.references.wear(painting.ip_adapter, painting.scales)
             state.pace.begin()
             with state.headroom.computing(painting.extent):
                 outputs = calls[0].meeting.forward(calls, bucket(rows) if _can_share(picked[0]) else rows)
@@ -593,8 +674,9 @@ class Engine:
 
 
 def _start(run: "Run", painting: Painting, pipeline: "Pipeline") -> Any:
-    """Goes to its first call, for which the prompt is encoded: the text encoders wear its adapters by then."""
+    """Goes to its first call, for which its prompt and its references are encoded: its adapters are on by then."""
     pipeline.adapters.wear_on_encoders(painting.worn)
+    pipeline.references.wear(painting.ip_adapter, painting.scales)
     return run.resume()
 
 

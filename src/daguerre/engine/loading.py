@@ -1,6 +1,7 @@
 """Owns reading a model's files into host memory: vetted first, then given to diffusers with nothing left to fetch."""
 
 import importlib
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,10 @@ from daguerre import weightfile
 from daguerre.catalog import Model
 from daguerre.engine import checkpoints
 from daguerre.errors import CatalogError
+
+# accelerate's low-memory path patches torch.nn.Module for the whole process while it builds: two threads must not build
+# modules at the same moment (diffusers issue 14347).
+BUILDING = threading.Lock()
 
 
 def read_pipe(model: Model, dtype: torch.dtype) -> Any:

@@ -5,13 +5,12 @@ import copy
 import inspect
 import logging
 import os
-import threading
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 # Weights are data, never code. The switches are read when the libraries are imported, so they come first.
 os.environ["DIFFUSERS_DISABLE_REMOTE_CODE"] = "1"
@@ -27,24 +26,25 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from daguerre.catalog import Model
+from daguerre.embeddings import Learned
 from daguerre.engine.adapters import Adapters
 from daguerre.engine.conditioning import Conditioning
 from daguerre.engine.events import Place
-from daguerre.engine.loading import read_pipe
+from daguerre.engine.loading import BUILDING, read_pipe
 from daguerre.engine.offload import Offload, Parts, Plan, Sizes, group_of
 from daguerre.engine.preview import Preview, can_preview
+from daguerre.engine.references import References
 from daguerre.engine.tuning import UNTUNED, Tuning
 from daguerre.errors import BadOutput, CatalogError, FieldError, InvalidRecipe
 from daguerre.recipe import Mode, Recipe
 from daguerre.samplers import samplers_for
 
+if TYPE_CHECKING:
+    from daguerre.engine.engine import Reference
+
 log = logging.getLogger(__name__)
 
 OnStep = Callable[[int, int, "HostPixels | None"], None]
-
-# accelerate's low-memory path patches torch.nn.Module for the whole process while it builds: two engines in one process
-# must not load at the same moment (diffusers issue 14347).
-_BUILDING = threading.Lock()
 
 
 def quiet() -> None:
@@ -129,6 +129,7 @@ class Pipeline:
         self._parts = Parts(_modules_of(pipe), device, plan)
         self._pipes: dict[Mode, Any] = {"txt2img": pipe}
         self.adapters = Adapters(pipe, device)
+        self.references = References(_denoiser_of(pipe))
         self._preview: Preview | None = None  # made when one is asked for
         self._conditioning = Conditioning(pipe, frozenset(inspect.signature(pipe.__call__).parameters), device)
 
@@ -141,13 +142,13 @@ class Pipeline:
 
     @property
     def bytes(self) -> int:
-        """Of its weights."""
-        return self._parts.bytes
+        """Of its weights, and of the IP-Adapters that are attached to it."""
+        return self._parts.bytes + self.references.bytes
 
     @property
     def device_bytes(self) -> int:
         """Of those that are on the device at once, when it is there."""
-        return self._parts.device_bytes
+        return self._parts.device_bytes + self.references.bytes
 
     def is_of(self, model: Model) -> bool:
         """Whether it was made of the same files as this model would be."""
@@ -164,6 +165,7 @@ class Pipeline:
         self._parts.leave_device()
         self._conditioning.forget()
         self.adapters.leave_device()
+        self.references.detach(keep=())
         self.place = "host"
 
     def _pipe_for(self, mode: Mode) -> Any:
@@ -206,12 +208,15 @@ class Pipeline:
         index: int,
         on_step: OnStep,
         timer: Timer,
+        references: "Sequence[Reference]" = (),
+        learned: Sequence[Learned] = (),
     ) -> HostPixels:
         """Paints picture ``index`` of a recipe by calling the pipeline as any user of diffusers would."""
         pipe = self._pipe_for(recipe.mode)
         shell = copy.copy(pipe)
         shell.scheduler = self._scheduler(recipe.scheduler)
-        arguments = self._conditioning.arguments(recipe, self.adapters.encoders_key)
+        arguments = self._conditioning.arguments(recipe, self.adapters.encoders_key, learned)
+        arguments |= self.references.arguments(references, is_guided=recipe.guidance_scale > 1)
         timer.encoded = time.perf_counter()
 
         def after_step(_shell: Any, step: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
@@ -278,7 +283,7 @@ def load(model: Model, dtype: torch.dtype, room: Room | None = None, tuning: Tun
     """
     quiet()
     room = room or Room()
-    with _BUILDING, warnings.catch_warnings():
+    with BUILDING, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # advice about the files is for those who wrote them
         pipe = read_pipe(model, dtype)
     if _denoiser_of(pipe) is None:

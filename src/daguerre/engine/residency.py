@@ -6,7 +6,7 @@ import os
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Hashable
 from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING
 from daguerre.catalog import Model
 from daguerre.engine.events import Event, ModelAbsent, ModelLoading, ModelPlaced, ModelReady, Place
 from daguerre.engine.tuning import Tuning
-from daguerre.errors import CatalogError, DaguerreError
+from daguerre.errors import CatalogError, DaguerreError, OutOfMemory
 
 if TYPE_CHECKING:
     import torch
 
+    from daguerre.engine.ip_adapters import HostedIpAdapter
     from daguerre.engine.offload import Offload
     from daguerre.engine.pipelines import Pipeline
 
@@ -151,6 +152,27 @@ class Residency:
         self._tell_ready(pipeline, began)
         return True
 
+    def furnish(
+        self, pipeline: "Pipeline", hosted: "HostedIpAdapter", keep: Collection[Hashable], in_use: Collection[str]
+    ) -> bool:
+        """Attaches an IP-Adapter to a model on the device, if there is room; all but those in ``keep`` are let go of.
+
+        Raises:
+            InvalidRecipe: it does not fit the model.
+            OutOfMemory: there was less room than was thought.
+        """
+        if pipeline.references.has(hosted):
+            return True
+        pipeline.references.detach(keep)
+        if not self._make_room("device", hosted.bytes, in_use, guest_of=pipeline.model.name):
+            return False
+        try:
+            pipeline.references.attach(hosted, self.device)
+        except RuntimeError:
+            log.exception("IP-Adapter %s could not be placed on %s", hosted.adapter.name, self.device)
+            raise OutOfMemory from None
+        return True
+
     def _tell_ready(self, pipeline: "Pipeline", began: float) -> None:
         now = time.monotonic()
         self._turn_ends = now + max(TURN, TURN_COST * (now - began))
@@ -164,13 +186,18 @@ class Residency:
             return sum(pipeline.bytes for pipeline in resident) + sum(self._loading.values())
         return sum(pipeline.device_bytes for pipeline in resident if pipeline.place == "device")
 
-    def _make_room(self, place: Place, needed: int, in_use: Collection[str]) -> bool:
+    def _make_room(self, place: Place, needed: int, in_use: Collection[str], guest_of: str = "") -> bool:
         """Sends the least recently used away until there is room; says whether there is.
 
-        One that does not fit although nothing else is left comes in all the same: the operator asked for it.
+        What is a guest of a model needs that model to stay. One that does not fit although nothing else is left comes
+        in all the same: the operator asked for it.
         """
         while self._used(place) + needed > self._limits[place]:
-            others = [name for name, pipeline in self._resident.items() if place in ("host", pipeline.place)]
+            others = [
+                name
+                for name, pipeline in self._resident.items()
+                if place in ("host", pipeline.place) and name != guest_of
+            ]
             idle = [name for name in others if name not in in_use and name not in self._pinned]
             if not idle:
                 return not any(name in in_use for name in others) and not (place == "host" and self._loading)

@@ -16,7 +16,7 @@ class Weights:
         self._tensors = list(tensors.values())
         if device.type == "cuda":
             for tensor in self._tensors:
-                tensor.data = _pinned(tensor.data)
+                tensor.data = pinned(tensor.data)
         self._hosted = [tensor.data for tensor in self._tensors]
         self.bytes: int = sum(tensor.nbytes for tensor in self._hosted)
 
@@ -31,7 +31,8 @@ class Weights:
             tensor.data = hosted
 
 
-def _pinned(tensor: torch.Tensor) -> torch.Tensor:
+def pinned(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor in page-locked memory, from where a device can fetch it by itself."""
     try:
         return tensor.pin_memory()
     except RuntimeError:  # the system grants no more locked memory: copying is slower, nothing else

@@ -44,7 +44,7 @@ async def read_draft(request: Request[State]) -> Draft:
 
 async def read_inputs(connection: HTTPConnection[State], draft: Draft) -> Inputs | None:
     """The pictures that the recipe starts from."""
-    if draft.image is None:
+    if not draft.has_pictures:
         return None
     return await asyncio.get_running_loop().run_in_executor(connection.state["codec"], read, draft)
 

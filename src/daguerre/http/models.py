@@ -12,6 +12,7 @@ from daguerre.errors import FieldError, InvalidRecipe
 from daguerre.http import wire
 from daguerre.http.state import State
 from daguerre.imaging import MAX_PIXELS
+from daguerre.jobs.sources import Sources
 from daguerre.samplers import DIFFUSION, FLOW, samplers_for
 
 
@@ -63,9 +64,11 @@ async def capabilities(request: Request[State]) -> Response:
         "modes": {mode: [model.name for model in here if mode in model.modes] for mode in get_args(recipe.Mode)},
         "formats": get_args(recipe.Format),
         "prompt_syntaxes": get_args(recipe.PromptSyntax),
+        **_sources(service.sources),
         "limits": {
             "count": recipe.MAX_COUNT,
             "loras": recipe.MAX_LORAS,
+            "reference_images": recipe.MAX_REFERENCES,
             "side": [recipe.MIN_SIDE, recipe.MAX_SIDE],
             "seed": recipe.MAX_SEED,
             "metadata_bytes": recipe.METADATA_BYTES,
@@ -75,6 +78,19 @@ async def capabilities(request: Request[State]) -> Response:
         },
     }
     return _json(body)
+
+
+def _sources(sources: Sources) -> dict[str, Any]:
+    """What prompts and recipes can name beside models and LoRAs."""
+    adapters = [
+        {"name": known.name, "family": known.family, "kind": known.kind, "default_scale": known.default_scale}
+        | {"bytes": known.bytes, "description": known.description}
+        for known in sources.references.adapters
+    ]
+    embeddings = [
+        {"name": one.name, "vectors": one.vectors, "widths": one.widths} for one in sources.embeddings.embeddings
+    ]
+    return {"reference_images": sources.references.names, "ip_adapters": adapters, "embeddings": embeddings}
 
 
 async def _named(request: Request[State]) -> str:

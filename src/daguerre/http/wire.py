@@ -219,6 +219,9 @@ def generation_headers(job: Job) -> dict[str, str]:
         "style": recipe.style,
         "loras": [{"name": use.name, "weight": use.weight} for use in recipe.loras],
     }
+    if recipe.ip_adapter is not None:
+        uses = [{"name": use.name, "scale": use.scale} for use in recipe.reference_images]
+        about |= {"reference_images": uses, "ip_adapter": recipe.ip_adapter}
     phases = msgspec.structs.asdict(job.timings)
     return {
         "x-job-id": job.id,

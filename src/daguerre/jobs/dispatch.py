@@ -98,11 +98,13 @@ class Dispatch:
         recipe, inputs = job.recipe, self._service.inputs(job.id)
         model = self._service.catalog.model(recipe.model)
         adapters = self._service.loras.adapters(recipe.loras)
-        if inputs is None:
-            return Submission(job.id, recipe, model, client=job.client, adapters=adapters)
+        found = self._service.sources.find(recipe, model)
         loop = asyncio.get_running_loop()
-        image, mask = await loop.run_in_executor(self._codec, inputs.fitted, (recipe.width, recipe.height))
-        return Submission(job.id, recipe, model, image, mask, job.client, adapters)
+        image = mask = None
+        if inputs is not None:
+            image, mask = await loop.run_in_executor(self._codec, inputs.fitted, (recipe.width, recipe.height))
+        sources = await loop.run_in_executor(self._codec, found.read, inputs) if found else ((), ())
+        return Submission(job.id, recipe, model, image, mask, job.client, adapters, found.ip_adapter, *sources)
 
     def cancel(self, job_id: str, error: DaguerreError) -> None:
         """Stops a job that the engine has."""

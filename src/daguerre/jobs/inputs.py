@@ -14,27 +14,38 @@ from daguerre.errors import FieldError, InvalidRecipe
 from daguerre.recipe import Draft
 from daguerre.store.jobs import Pictures
 
+#: Pixels of a reference image's longer side. What looks at it sees it in 224 or 336.
+REFERENCE_SIDE = 1024
+
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """An image to start from, and perhaps a mask of what to paint anew."""
+    """An image to start from, perhaps a mask of what to paint anew, and the reference images that came along."""
 
-    image: Image.Image
+    image: Image.Image | None
     mask: Image.Image | None
+    references: tuple[Image.Image, ...] = ()
 
-    def fitted(self, size: tuple[int, int]) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
-        """Both in that size: the image [H, W, 3], the mask [H, W]."""
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """Of the image to start from, in pixels."""
+        return None if self.image is None else self.image.size
+
+    def fitted(self, size: tuple[int, int]) -> tuple[NDArray[np.uint8] | None, NDArray[np.uint8] | None]:
+        """Image and mask in that size: the image [H, W, 3], the mask [H, W]."""
         mask = None if self.mask is None else imaging.as_mask(self.mask, size)
-        return imaging.on_white(self.image, size), mask
+        return None if self.image is None else imaging.on_white(self.image, size), mask
 
     def packed(self) -> Pictures:
-        """Both as files, to be kept until the job is done."""
-        return Pictures(_file(self.image), None if self.mask is None else _file(self.mask))
+        """All of them as files, to be kept until the job is done."""
+        image, mask = (None if picture is None else _file(picture) for picture in (self.image, self.mask))
+        return Pictures(image, mask, tuple(map(_file, self.references)))
 
     @classmethod
     def unpacked(cls, pictures: Pictures) -> Self:
         """What `packed` gave."""
-        return cls(imaging.decode(pictures.image), None if pictures.mask is None else imaging.decode(pictures.mask))
+        image, mask = (None if file is None else imaging.decode(file) for file in pictures[:2])
+        return cls(image, mask, tuple(map(imaging.decode, pictures.references)))
 
 
 def _file(image: Image.Image) -> bytes:
@@ -49,10 +60,29 @@ def read(draft: Draft) -> Inputs | None:
     Raises:
         InvalidRecipe: naming the field that is no picture.
     """
-    if draft.image is None:
+    if not draft.has_pictures:
         return None
-    image = decoded("image", draft.image)
-    return Inputs(image, None if draft.mask is None else decoded("mask", draft.mask))
+    image, mask = (
+        None if text is None else decoded(field, text) for field, text in (("image", draft.image), ("mask", draft.mask))
+    )
+    return Inputs(image, mask, references(draft))
+
+
+def references(draft: Draft) -> tuple[Image.Image, ...]:
+    """The reference images that came with the draft, in their order, none larger than needed.
+
+    Raises:
+        InvalidRecipe: naming the one that is no picture.
+    """
+    wishes = enumerate(draft.reference_images)
+    inline = [(f"reference_images[{place}]", wish.image) for place, wish in wishes if wish.image is not None]
+    return tuple(reduced(decoded(field, text)) for field, text in inline)
+
+
+def reduced(image: Image.Image) -> Image.Image:
+    """A reference image in the size in which it is kept."""
+    image.thumbnail((REFERENCE_SIDE, REFERENCE_SIDE), Image.Resampling.LANCZOS)
+    return image
 
 
 def decoded(field: str, text: str) -> Image.Image:

@@ -60,7 +60,7 @@ class Retries:
 
 def digest(client: str, draft: Draft, inputs: Inputs | None) -> bytes:
     """What stands for a client's request. Of a form it is not its bytes, which differ each time it is sent."""
-    pictures = () if inputs is None else (inputs.image, inputs.mask)
+    pictures = () if inputs is None else (inputs.image, inputs.mask, *inputs.references)
     found = hashlib.sha256(msgspec.json.encode((client, draft)))
     for picture in pictures:
         found.update(b"" if picture is None else picture.tobytes())

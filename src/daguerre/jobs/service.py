@@ -33,6 +33,7 @@ from daguerre.jobs.hub import Hub, News
 from daguerre.jobs.inputs import Inputs
 from daguerre.jobs.line import Line
 from daguerre.jobs.queue import Queue
+from daguerre.jobs.sources import Sources
 from daguerre.loras import Loras
 from daguerre.store.files import Files
 from daguerre.store.jobs import JobRows, Key
@@ -81,12 +82,14 @@ class JobService:
         files: Files,
         cancel_run: Callable[[str, DaguerreError], None],
         *,
+        sources: Sources,
         limits: Limits,
         timeouts: Timeouts,
         result_ttl: float,
     ) -> None:
         self.catalog = catalog
         self.loras = loras
+        self.sources = sources
         self.queue = Queue()
         self.limits = limits
         self._hub = Hub()
@@ -229,9 +232,10 @@ class JobService:
             raise refusal
         model = self.catalog.model(draft.model)
         seed = random.randrange(recipe.RANDOM_SEEDS)
-        size = None if inputs is None else inputs.image.size
+        size = None if inputs is None else inputs.size
         chosen = self.loras.chosen(draft, model)
         whole = recipe.resolve(draft, model, seed, self.catalog.styles, size, chosen)
+        whole = self.sources.completed(whole, draft, model)
         if self.waiting >= self.limits.queue:
             raise QueueFull(f"{self.limits.queue} jobs are waiting already", self._forecast.seconds_a_job)
         return Job(id=new_id(), recipe=whole, created_at=time.time(), client=client, is_attached=is_attached)

@@ -22,8 +22,9 @@ class Key(NamedTuple):
 class Pictures(NamedTuple):
     """The files that a job starts from."""
 
-    image: bytes
+    image: bytes | None
     mask: bytes | None
+    references: tuple[bytes, ...] = ()
 
 
 class JobRows:
@@ -42,7 +43,7 @@ class JobRows:
         def change(connection: sqlite3.Connection) -> None:
             connection.execute("INSERT INTO jobs VALUES (?, ?, ?, ?)", _row(job))
             if pictures is not None:
-                connection.execute("INSERT INTO inputs VALUES (?, ?, ?)", (job.id, *pictures))
+                _insert(connection, job.id, pictures)
             if key is not None:
                 connection.execute("INSERT OR REPLACE INTO keys VALUES (?, ?, ?, ?)", (*key, job.id))
 
@@ -56,6 +57,7 @@ class JobRows:
             connection.execute("UPDATE jobs SET status = ?, finished_at = ?, body = ? WHERE id = ?", (*rest, job_id))
             if job.status.is_final:
                 connection.execute("DELETE FROM inputs WHERE job_id = ?", (job_id,))
+                connection.execute("DELETE FROM reference_images WHERE job_id = ?", (job_id,))
 
         return self._database.post(change)
 
@@ -65,12 +67,7 @@ class JobRows:
 
     async def pictures(self, job_id: str) -> Pictures | None:
         """The files that an unfinished job starts from, if it does."""
-        found = await self._database.write(
-            lambda connection: connection.execute(
-                "SELECT image, mask FROM inputs WHERE job_id = ?", (job_id,)
-            ).fetchone()
-        )
-        return None if found is None else Pictures(*found)
+        return await self._database.write(lambda connection: _pictures(connection, job_id))
 
     async def remembered(self, since: float) -> list[Job]:
         """The unfinished jobs and those that ended since that moment, in the order in which they came."""
@@ -100,6 +97,21 @@ class JobRows:
             connection.execute("DELETE FROM jobs WHERE finished_at < ?", (before,))
 
         return self._database.post(change)
+
+
+def _insert(connection: sqlite3.Connection, job_id: str, pictures: Pictures) -> None:
+    if pictures.image is not None:
+        connection.execute("INSERT INTO inputs VALUES (?, ?, ?)", (job_id, pictures.image, pictures.mask))
+    rows = [(job_id, place, picture) for place, picture in enumerate(pictures.references)]
+    connection.executemany("INSERT INTO reference_images VALUES (?, ?, ?)", rows)
+
+
+def _pictures(connection: sqlite3.Connection, job_id: str) -> Pictures | None:
+    found = connection.execute("SELECT image, mask FROM inputs WHERE job_id = ?", (job_id,)).fetchone()
+    query = "SELECT image FROM reference_images WHERE job_id = ? ORDER BY place"
+    references = tuple(image for (image,) in connection.execute(query, (job_id,)))
+    image, mask = found or (None, None)
+    return Pictures(image, mask, references) if image or references else None
 
 
 def _row(job: Job) -> tuple[str, str, float | None, bytes]:

@@ -8,6 +8,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
+from daguerre.http.exchange import client_of
 from daguerre.http.state import State
 from daguerre.samplers import DIFFUSION
 
@@ -64,8 +65,16 @@ def _none(_request: Request[State]) -> Any:
     return []
 
 
-def _no_embeddings(_request: Request[State]) -> Any:
-    return {"loaded": {}, "skipped": {}}
+def _embeddings(request: Request[State]) -> Any:
+    """Theirs are loaded where they fit the present checkpoint; each has the width of its last vectors."""
+    service = request.state["service"]
+    model = service.catalog.find(request.state["checkpoints"].get(client_of(request)))
+    found: dict[str, dict[str, Any]] = {"loaded": {}, "skipped": {}}
+    for one in service.sources.embeddings.embeddings:
+        about = {"step": None, "sd_checkpoint": None, "sd_checkpoint_name": None}
+        place = "loaded" if one.misfit(model) is None else "skipped"
+        found[place][one.name] = about | {"shape": one.widths[-1], "vectors": one.vectors}
+    return found
 
 
 def _nothing(_request: Request[State]) -> Any:
@@ -91,7 +100,7 @@ ROUTES: list[BaseRoute] = [
     _route("GET", "prompt-styles", _styles),
     _route("GET", "memory", _memory),
     _route("GET", "loras", _loras),
-    _route("GET", "embeddings", _no_embeddings),
+    _route("GET", "embeddings", _embeddings),
     _route("GET", "cmd-flags", _empty),
     *(
         _route("GET", name, _none)
@@ -104,6 +113,6 @@ ROUTES: list[BaseRoute] = [
             "hypernetworks",
         )
     ),
-    *(_route("POST", name, _nothing) for name in ("refresh-checkpoints", "refresh-loras", "refresh-vae")),
+    *(_route("POST", f"refresh-{name}", _nothing) for name in ("checkpoints", "embeddings", "loras", "vae")),
     *(_route("POST", name, _empty) for name in ("unload-checkpoint", "reload-checkpoint")),
 ]

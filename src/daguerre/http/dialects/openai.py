@@ -23,7 +23,7 @@ from daguerre import imaging, recipe
 from daguerre.errors import BadRequest, DaguerreError, FieldError, InvalidRecipe, ModelNotFound, Unavailable
 from daguerre.http import problems, wire
 from daguerre.http.dialects.uploads import Form, read_form
-from daguerre.http.exchange import paint, read_pictures, submit_again
+from daguerre.http.exchange import paint, read_inputs, read_pictures, submit_again
 from daguerre.http.state import State
 from daguerre.job import Job
 from daguerre.jobs.inputs import Inputs
@@ -119,6 +119,8 @@ async def variations(request: Request[State]) -> Response:
 
 async def _answer(request: Request[State], fields: Mapping[str, Any], inputs: Inputs | None, kind: str) -> Response:
     draft = _draft(fields, inputs)
+    if inputs is None:
+        inputs = await read_inputs(request, draft)
     as_url = _choice(fields, "response_format", ("b64_json", "url")) == "url"
     partials = _partial_images(fields)
     if fields.get("stream") in (True, "true"):

@@ -1,0 +1,297 @@
+"""Owns the catalogue of reference images, and of the IP-Adapters that look at them: what there is, and what it fits."""
+
+import functools
+import logging
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from daguerre import entries, ipadapterfile, layernames, weightfile
+from daguerre.catalog import CATALOG_FILE, SHIPPED, Model
+from daguerre.errors import CatalogError, FieldError, InvalidRecipe
+from daguerre.ipadapterfile import IpAdapterFile, Kind
+from daguerre.recipe import Draft, Recipe, ReferenceUse, ReferenceWish
+
+log = logging.getLogger(__name__)
+
+ADAPTERS, PICTURES = "ip-adapters", "references"  # within weights
+SUFFIXES = (".png", ".jpg", ".webp")
+#: The picture that is meant by ``ip_strength`` without one, where there are several.
+SERVERS_OWN = "default"
+
+#: Attentions of a UNet that look at the text, and in FLUX all of the blocks in two streams.
+_CROSS = re.compile(r"unet\.(down|up|mid)_block.*\.attn2\.to_k")
+_STREAMS = re.compile(r"transformer\.transformer_blocks\.\d+\.attn\.to_k")
+_BLOCKS = ("down", "up", "mid")  # the order in which a UNet has them
+_FLUX_CONTEXT = "transformer.context_embedder"
+
+
+class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """An IP-Adapter's table in catalog.toml."""
+
+    file: Annotated[str, Meta(pattern=r"^[^/\\]+\.safetensors$")] | None = None
+    base: str | None = None
+    image_encoder: Annotated[str, Meta(pattern=r"^[^/\\.][^/\\]*$")] | None = None
+    scale: Annotated[float, Meta(ge=0, le=1)] = 0.6
+    description: str = ""
+
+
+class IpAdapter(msgspec.Struct, frozen=True):
+    """An IP-Adapter's file and its image encoder as they are now: what the engine needs to know of them."""
+
+    name: str
+    path: Path
+    encoder: Path  # a folder in diffusers' layout
+    stamp: tuple[int, ...]  # of both: nanoseconds and bytes
+
+    @property
+    def key(self) -> tuple[str, tuple[int, ...]]:
+        """The same without paths: it may stand in logs and dumps."""
+        return self.name, self.stamp
+
+
+class Known(msgspec.Struct, frozen=True, kw_only=True):
+    """An IP-Adapter that can be used."""
+
+    name: str
+    adapter: IpAdapter
+    file: IpAdapterFile
+    family: str | None
+    kind: Kind
+    bytes: int
+    default_scale: float
+    description: str
+
+
+class References:
+    """The references of one weights folder. What changes there is seen when one is next asked for."""
+
+    def __init__(self, weights: Path) -> None:
+        self._weights = weights
+        self._stamp: tuple[Any, ...] | None = None
+        self._adapters: dict[str, Known] = {}
+        self._broken: dict[str, str] = {}
+        self._refresh()
+
+    @property
+    def adapters(self) -> list[Known]:
+        """All IP-Adapters that can be used, by name."""
+        self._refresh()
+        return [self._adapters[name] for name in sorted(self._adapters)]
+
+    @property
+    def names(self) -> list[str]:
+        """Of the pictures in the folder."""
+        return sorted(_pictures(self._weights / PICTURES))
+
+    @property
+    def problems(self) -> list[str]:
+        """What is wrong with the IP-Adapters that cannot be used."""
+        self._refresh()
+        return [f"IP-Adapter {name!r}: {why}" for name, why in sorted(self._broken.items())]
+
+    def completed(self, recipe: Recipe, draft: Draft, model: Model) -> Recipe:
+        """The recipe with the draft's reference images, and the IP-Adapter that will look at them.
+
+        Raises:
+            InvalidRecipe: a picture is unknown, or no IP-Adapter fits the model.
+        """
+        wishes = draft.reference_images
+        if not wishes and draft.ip_strength is not None:
+            wishes = (ReferenceWish(name=self._servers_own(), scale=draft.ip_strength),)
+        if not wishes:
+            return recipe
+        names = self.names
+        told = f"known reference images: {_list(names)}"
+        errors = [
+            FieldError(f"reference_images[{place}]", f"there is no reference image {wish.name!r}; {told}")
+            for place, wish in enumerate(wishes)
+            if wish.name is not None and wish.name not in names
+        ]
+        if errors:
+            raise InvalidRecipe(errors)
+        known = self._chosen(draft.ip_adapter, model)
+        uses = [ReferenceUse(w.name, known.default_scale if w.scale is None else w.scale) for w in wishes]
+        return msgspec.structs.replace(recipe, reference_images=tuple(uses), ip_adapter=known.name)
+
+    def adapter(self, name: str, model: Model) -> IpAdapter:
+        """What the engine is given for a recipe's IP-Adapter.
+
+        Raises:
+            InvalidRecipe: it is there no more, or does not fit the model any more.
+        """
+        return self._chosen(name, model).adapter
+
+    def picture(self, name: str) -> Path:
+        """The file of a reference image.
+
+        Raises:
+            InvalidRecipe: there is none of that name.
+        """
+        found = _pictures(self._weights / PICTURES).get(name)
+        if found is None:
+            raise InvalidRecipe([FieldError("reference_images", f"there is no reference image {name[:80]!r}")])
+        return found
+
+    def _servers_own(self) -> str:
+        names = self.names
+        if SERVERS_OWN in names or len(names) == 1:
+            return SERVERS_OWN if SERVERS_OWN in names else names[0]
+        message = f"give reference_images: this server has no single one of its own, nor one named {SERVERS_OWN!r}"
+        raise InvalidRecipe([FieldError("ip_strength", f"{message}; known reference images: {_list(names)}")])
+
+    def _chosen(self, name: str | None, model: Model) -> Known:
+        """The IP-Adapter of that name, or the first that fits the model."""
+        self._refresh()
+        known = ", ".join(f"{one.name} ({one.family or 'unknown'})" for one in self.adapters) or "none"
+        if name is None:
+            fitting = [one for one in self.adapters if misfit(one, model) is None]
+            if fitting:
+                return fitting[0]
+            message = f"no IP-Adapter here fits {model.name!r}, which is {model.family}; known IP-Adapters: {known}"
+            raise InvalidRecipe([FieldError("reference_images", message)])
+        if name in self._broken:
+            raise InvalidRecipe([FieldError("ip_adapter", f"{name!r} cannot be used: {self._broken[name]}")])
+        if name not in self._adapters:
+            message = f"there is no IP-Adapter {name[:80]!r}; known IP-Adapters: {known}"
+            raise InvalidRecipe([FieldError("ip_adapter", message)])
+        why = misfit(self._adapters[name], model)
+        if why is not None:
+            message = f"IP-Adapter {name!r} does not fit {model.name!r}, which is {model.family}: {why}"
+            raise InvalidRecipe([FieldError("ip_adapter", message)])
+        return self._adapters[name]
+
+    def _refresh(self) -> None:
+        stamp = _stamp(self._weights)
+        if stamp == self._stamp:
+            return
+        self._stamp = stamp
+        try:
+            tables = entries.read(SHIPPED, self._weights / CATALOG_FILE)
+        except CatalogError as error:  # what was read before stays in service
+            log.warning("%s", error)
+            return
+        self._broken = dict(tables.broken.get("ip_adapters", {}))
+        self._adapters = dict(self._made(tables.of("ip_adapters", Entry, self._broken)))
+        for name, why in sorted(self._broken.items()):
+            log.warning("IP-Adapter %r: %s", name, why)
+
+    def _made(self, named: Mapping[str, Entry]) -> Iterator[tuple[str, Known]]:
+        folder = self._weights / ADAPTERS
+        files = {path.name: path for path in sorted(folder.glob("*.safetensors"))}
+        entry_of = {entry.file or f"{name}.safetensors": (name, entry) for name, entry in named.items()}
+        for file, path in files.items():
+            name, entry = entry_of.get(file, (path.stem, Entry()))
+            try:
+                yield name, _known(name, path, entry)
+            except (CatalogError, OSError) as error:
+                self._broken[name] = str(error) if isinstance(error, CatalogError) else "it cannot be read"
+        for file, (name, _) in entry_of.items():
+            if file not in files:
+                self._broken.setdefault(name, f"there is no {file} in the folder of IP-Adapters")
+
+
+def _known(name: str, path: Path, entry: Entry) -> Known:
+    file = ipadapterfile.read(path)
+    encoder = _encoder(path.parent, file, entry.image_encoder)
+    stats = [part.stat() for part in (path, *sorted(encoder.iterdir()))]
+    stamp = tuple(number for stat in stats for number in (stat.st_mtime_ns, stat.st_size))
+    return Known(
+        name=name,
+        adapter=IpAdapter(name, path, encoder, stamp),
+        file=file,
+        family=entry.base or file.family,
+        kind=file.kind,
+        bytes=file.bytes,
+        default_scale=entry.scale,
+        description=entry.description,
+    )
+
+
+def _encoder(folder: Path, file: IpAdapterFile, named: str | None) -> Path:
+    """The folder beside the file that holds the image encoder which it was made for."""
+    folders = [folder / named] if named else sorted(config.parent for config in folder.glob("*/config.json"))
+    for path in folders:
+        if _width(path, file.kind) == file.encoder_width:
+            weightfile.vet_component(path)
+            return path
+    of = "projection" if file.kind == "plain" else "hidden states"
+    where = f"{named!r} is not it" if named else "put its folder beside the file"
+    raise CatalogError(f"it needs an image encoder (CLIP) whose {of} are {file.encoder_width} wide; {where}")
+
+
+def _width(encoder: Path, kind: Kind) -> int | None:
+    """Channels of what an image encoder gives to IP-Adapters of that kind."""
+    config = weightfile.read_json(encoder / "config.json")
+    vision = config.get("vision_config", config)
+    if not isinstance(vision, dict):
+        return None
+    width = config.get("projection_dim", 512) if kind == "plain" else vision.get("hidden_size", 768)
+    return width if isinstance(width, int) else None
+
+
+def misfit(known: Known, model: Model) -> str | None:
+    """Why an IP-Adapter does not fit a model, from their headers; of a checkpoint in one file the family tells."""
+    why = None
+    if model.family not in (("flux",) if known.file.is_flux else ("sd", "sdxl")):
+        return f"it is for {known.family or 'models with a UNet'}"
+    if model.path.is_dir():
+        try:
+            layers = _layers(model.path, model.elements)
+        except CatalogError as error:
+            return str(error)
+        if layers != (known.file.context, known.file.widths, known.file.is_flux):
+            why = "its keys and values are for other attentions"
+    elif known.family != model.family:
+        why = f"it is for {known.family or 'other models'}"
+    if why is not None and known.family not in (None, model.family):
+        return f"it is for {known.family}"
+    return why
+
+
+@functools.lru_cache(maxsize=64)
+def _layers(folder: Path, _elements: int) -> tuple[int, tuple[int, ...], bool]:
+    """The width of a model's text, and those of the attentions that look at it, in their order."""
+    layers = layernames.of_folder(folder)
+    cross = sorted((name for name in layers if _CROSS.fullmatch(name)), key=_place)
+    if cross:
+        return layers[cross[0]][1], tuple(layers[name][0] for name in cross), False
+    streams = sorted((name for name in layers if _STREAMS.fullmatch(name)), key=_place)
+    return layers.get(_FLUX_CONTEXT, (0, 0))[1], tuple(layers[name][0] for name in streams), True
+
+
+def _place(name: str) -> tuple[int, ...]:
+    block = next((place for place, mark in enumerate(_BLOCKS) if f".{mark}_block" in name), 0)
+    return block, *map(int, re.findall(r"(?<=\.)\d+(?=\.)", name))
+
+
+def _pictures(folder: Path) -> dict[str, Path]:
+    try:
+        return {path.stem: path for path in sorted(folder.iterdir()) if path.suffix.lower() in SUFFIXES}
+    except OSError:
+        return {}
+
+
+def _list(names: list[str]) -> str:
+    return (", ".join(names[:20]) + (", …" if len(names) > 20 else "")) or "none"
+
+
+def _stamp(weights: Path) -> tuple[Any, ...]:
+    """Something that differs when an IP-Adapter, an image encoder or catalog.toml has changed."""
+    found: list[Any] = []
+    for place in (weights / ADAPTERS, *sorted((weights / ADAPTERS).glob("*/"))):
+        try:
+            with os.scandir(place) as files:
+                found += sorted((file.name, file.stat().st_mtime_ns, file.stat().st_size) for file in files)
+        except OSError:
+            continue
+    try:
+        stat = (weights / CATALOG_FILE).stat()
+    except OSError:
+        return tuple(found)
+    return (*found, stat.st_mtime_ns, stat.st_size)
