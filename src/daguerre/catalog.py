@@ -39,7 +39,7 @@ FAMILIES = {
     "StableDiffusionXLPipeline": Family("sdxl", 1024, "EulerDiscreteScheduler"),
     "StableDiffusion3Pipeline": Family("sd3", 1024, _FLOW, 16, 28, 4.5),
     "FluxPipeline": Family("flux", 1024, _FLOW, 16, 28, 3.5),
-    "QwenImagePipeline": Family("qwen-image", 1328, _FLOW, 16, 50, 1.0),
+    "QwenImagePipeline": Family("qwen-image", 1328, _FLOW, 16, 50, 4.0),
     "ZImagePipeline": Family("z-image", 1024, _FLOW, 16, 9, 0.0),
 }
 _OTHER = Family("other", 1024, _FLOW, 16)

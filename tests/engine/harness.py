@@ -270,6 +270,9 @@ ENTRANCES = {
     "FluxTransformer2DModel": "x_embedder",
     "SD3Transformer2DModel": "pos_embed",
     "AuraFlowTransformer2DModel": "pos_embed",
+    "Flux2Transformer2DModel": "x_embedder",
+    "QwenImageTransformer2DModel": "img_in",
+    "ZImageTransformer2DModel": "noise_refiner.0",
 }
 
 
@@ -282,7 +285,7 @@ def count_forwards() -> Iterator[list[int]]:
     def find(module: torch.nn.Module, _args: Any) -> None:
         name = ENTRANCES.get(type(module).__name__)
         if name is not None:
-            entrances.add(getattr(module, name))
+            entrances.add(module.get_submodule(name))
 
     def count(module: torch.nn.Module, args: Any, _output: Any) -> None:
         if module in entrances:
@@ -317,12 +320,15 @@ def plain(submission: Submission, index: int = 0) -> Picture:
     pipe.scheduler = getattr(diffusers, sampler.scheduler).from_config(own.config, **sampler.options)
     arguments = _prompts(pipe, recipe) | {
         "num_inference_steps": recipe.steps,
-        "guidance_scale": recipe.guidance_scale,
         "generator": torch.Generator("cpu").manual_seed(recipe.seed + index),
         "output_type": "pt",
     }
     if "width" in inspect.signature(pipe.__call__).parameters:  # else the image's size is meant
         arguments |= {"width": recipe.width, "height": recipe.height}
+    if not type(pipe).__name__.startswith("QwenImage"):
+        arguments["guidance_scale"] = recipe.guidance_scale
+    elif recipe.guidance_scale > 1:  # which takes it for models that are not distilled under another name
+        arguments |= {"true_cfg_scale": recipe.guidance_scale, "negative_prompt": recipe.negative_prompt or " "}
     if submission.image is not None:
         arguments |= {"image": Image.fromarray(submission.image), "strength": recipe.strength}
     if submission.mask is not None:
@@ -334,7 +340,8 @@ def plain(submission: Submission, index: int = 0) -> Picture:
 
 
 def _prompts(pipe: Any, recipe: Recipe) -> dict[str, Any]:
-    negative = {"negative_prompt": recipe.negative_prompt} if recipe.negative_prompt else {}
+    takes_negative = "negative_prompt" in inspect.signature(pipe.__call__).parameters
+    negative = {"negative_prompt": recipe.negative_prompt} if recipe.negative_prompt and takes_negative else {}
     if recipe.clip_skip and type(pipe).__name__ == "StableDiffusionPipeline":
         return {
             "prompt_embeds": _skipped(pipe, recipe.prompt, recipe.clip_skip),

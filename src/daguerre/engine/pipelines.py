@@ -125,7 +125,7 @@ class Pipeline:
         self._pipes: dict[Mode, Any] = {"txt2img": pipe}
         self.adapters = Adapters(pipe)
         self._preview: Preview | None = None  # made when one is asked for
-        self._conditioning = Conditioning(pipe, frozenset(inspect.signature(pipe.__call__).parameters))
+        self._conditioning = Conditioning(pipe)
 
     @property
     def denoiser(self) -> torch.nn.Module:
@@ -202,6 +202,7 @@ class Pipeline:
         shell = copy.copy(pipe)
         shell.scheduler = self._scheduler(recipe.scheduler)
         arguments = self._conditioning.arguments(recipe, self.adapters.encoders_key)
+        self._conditioning.remember(shell, recipe, self.adapters.encoders_key)
         timer.encoded = time.perf_counter()
 
         def after_step(_shell: Any, step: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
