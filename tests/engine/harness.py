@@ -342,7 +342,8 @@ def plain(submission: Submission, index: int = 0) -> Picture:
 def _prompts(pipe: Any, recipe: Recipe) -> dict[str, Any]:
     takes_negative = "negative_prompt" in inspect.signature(pipe.__call__).parameters
     negative = {"negative_prompt": recipe.negative_prompt} if recipe.negative_prompt and takes_negative else {}
-    if recipe.clip_skip and type(pipe).__name__ == "StableDiffusionPipeline":
+    kind = type(pipe).__name__
+    if recipe.clip_skip and kind == "StableDiffusionPipeline":
         return {
             "prompt_embeds": _skipped(pipe, recipe.prompt, recipe.clip_skip),
             "negative_prompt_embeds": _last(pipe, recipe.negative_prompt),
@@ -351,7 +352,12 @@ def _prompts(pipe: Any, recipe: Recipe) -> dict[str, Any]:
         skip = {"clip_skip": recipe.clip_skip} if recipe.clip_skip else {}
         return {"prompt": recipe.prompt} | negative | skip
     with torch.no_grad():
-        if "XL" in type(pipe).__name__:
+        if "Flux" in kind:
+            made = compel.CompelForFlux(pipe)(recipe.prompt)
+            return {"prompt_embeds": made.embeds, "pooled_prompt_embeds": made.pooled_embeds}
+        if "StableDiffusion3" in kind:
+            return sd3_by_compel(pipe, recipe.prompt, recipe.negative_prompt)
+        if "XL" in kind:
             made = compel.CompelForSDXL(pipe)(recipe.prompt, **negative)
             pooled = {
                 "pooled_prompt_embeds": made.pooled_embeds,
@@ -361,6 +367,37 @@ def _prompts(pipe: Any, recipe: Recipe) -> dict[str, Any]:
             made = compel.CompelForSD(pipe)(recipe.prompt, negative_prompt=recipe.negative_prompt)
             pooled = {}
     return {"prompt_embeds": made.embeds, "negative_prompt_embeds": made.negative_embeds} | pooled
+
+
+@torch.no_grad()
+def sd3_by_compel(pipe: Any, prompt: str, negative: str) -> dict[str, torch.Tensor]:
+    """What Compel makes of a prompt and its negative for each encoder, joined as Stable Diffusion 3's pipeline does."""
+    kind = compel.ReturnedEmbeddingsType.PENULTIMATE_HIDDEN_STATES_NON_NORMALIZED
+    pairs = [(pipe.tokenizer, pipe.text_encoder), (pipe.tokenizer_2, pipe.text_encoder_2)]
+    options = {"returned_embeddings_type": kind, "truncate_long_prompts": False}
+    clips = [compel.Compel(*pair, **options)([prompt, negative]) for pair in pairs]
+    t5 = compel.Compel(pipe.tokenizer_3, pipe.text_encoder_3, truncate_long_prompts=False, model_max_length=256)
+    text = t5([prompt, negative])
+    clip = torch.cat(clips, dim=-1)
+    clip = torch.cat([clip, clip.new_zeros(*clip.shape[:2], text.shape[-1] - clip.shape[-1])], dim=-1)
+    both = torch.cat([clip, text], dim=1)
+    pooled = [torch.cat([pooled_words(*pair, words) for pair in pairs], dim=-1) for words in (prompt, negative)]
+    return {
+        "prompt_embeds": both[:1],
+        "negative_prompt_embeds": both[1:],
+        "pooled_prompt_embeds": pooled[0],
+        "negative_pooled_prompt_embeds": pooled[1],
+    }
+
+
+def pooled_words(tokenizer: Any, encoder: Any, prompt: str) -> torch.Tensor:
+    """The pooled embedding of a prompt's words, without what Compel reads as weights."""
+    fragments = compel.Compel.parse_prompt_string(prompt).prompts[0].children
+    words = " ".join(fragment.text for fragment in fragments)
+    tokens = tokenizer(words, padding="max_length", max_length=77, truncation=True, return_tensors="pt")
+    output = encoder(tokens.input_ids)
+    embeds: torch.Tensor = output.text_embeds if "text_embeds" in output else output.pooler_output
+    return embeds
 
 
 def _skipped(pipe: Any, prompt: str, skip: int) -> torch.Tensor:

@@ -27,7 +27,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Catalog:
 
 @pytest.mark.parametrize("name", tiny_language.BUILDERS)
 def test_a_mixed_set_equals_the_plain_calls(models: Catalog, paint: Paint, name: str) -> None:
-    """Different steps, guidance, prompts of equal and of other lengths, seeds and negative prompts, all at one moment."""
+    """Different steps, guidance, prompts of equal and other lengths, seeds, negative prompts, all at one moment."""
     model = models.model(name)
     jobs = [
         job(model, "a red fox", steps=3),

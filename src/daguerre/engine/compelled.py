@@ -23,7 +23,7 @@ pyparsing.ParserElement.enable_packrat(cache_size_limit=None)
 #: Tokens of T5 that Stable Diffusion 3 reads at a time, as its pipeline has it; FLUX's are told by its tokenizer.
 SD3_TOKENS = 256
 #: Times that the encoders may read a prompt: once, and once more for each part of a blend or weighted below 1.
-MOST_READINGS = 64
+MOST_READINGS = 32
 MOST_WEIGHT = 100.0
 
 _LAST = ReturnedEmbeddingsType.LAST_HIDDEN_STATES_NORMALIZED
