@@ -3,6 +3,7 @@
 import contextlib
 import inspect
 import itertools
+import json
 import sys
 import threading
 import time
@@ -303,7 +304,9 @@ def count_forwards() -> Iterator[list[int]]:
 @cache
 def _pipe(model: Model, mode: str) -> Any:
     if mode == "txt2img":
-        pipe = diffusers.DiffusionPipeline.from_pretrained(model.path)
+        index = json.loads((model.path / "model_index.json").read_text())
+        absent = {name: None for name, value in index.items() if value == [None, None]}
+        pipe = diffusers.DiffusionPipeline.from_pretrained(model.path, **absent)
     else:
         auto = {"img2img": diffusers.AutoPipelineForImage2Image, "inpaint": diffusers.AutoPipelineForInpainting}[mode]
         pipe = auto.from_pipe(_pipe(model, "txt2img"))
@@ -376,8 +379,10 @@ def sd3_by_compel(pipe: Any, prompt: str, negative: str) -> dict[str, torch.Tens
     pairs = [(pipe.tokenizer, pipe.text_encoder), (pipe.tokenizer_2, pipe.text_encoder_2)]
     options = {"returned_embeddings_type": kind, "truncate_long_prompts": False}
     clips = [compel.Compel(*pair, **options)([prompt, negative]) for pair in pairs]
-    t5 = compel.Compel(pipe.tokenizer_3, pipe.text_encoder_3, truncate_long_prompts=False, model_max_length=256)
-    text = t5([prompt, negative])
+    text = torch.zeros(2, 256, pipe.transformer.config.joint_attention_dim)
+    if pipe.text_encoder_3 is not None:
+        t5 = compel.Compel(pipe.tokenizer_3, pipe.text_encoder_3, truncate_long_prompts=False, model_max_length=256)
+        text = t5([prompt, negative])
     clip = torch.cat(clips, dim=-1)
     clip = torch.cat([clip, clip.new_zeros(*clip.shape[:2], text.shape[-1] - clip.shape[-1])], dim=-1)
     both = torch.cat([clip, text], dim=1)
