@@ -142,7 +142,12 @@ class Pipeline:
     def is_of(self, model: Model) -> bool:
         """Whether it was made of the same files as this model would be."""
         own = self.model
-        return (own.path, own.vae, own.elements) == (model.path, model.vae, model.elements)
+        return (own.path, own.vae, own.elements, own.prediction) == (
+            model.path,
+            model.vae,
+            model.elements,
+            model.prediction,
+        )
 
     def to(self, device: torch.device) -> None:
         """Moves the weights to the device."""
