@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from test_adapters import pipe_of
 
 from daguerre.catalog import Catalog
-from daguerre.engine import compelled
+from daguerre.engine import compelled, conditioning
 from daguerre.engine.conditioning import Conditioning
 from daguerre.errors import InvalidRecipe
 
@@ -207,6 +207,21 @@ def test_weights_are_those_of_the_encoders_as_they_are(models: Catalog, name: st
         fresh = Conditioning(pipe).arguments(submission.recipe)
     assert all(torch.equal(after[key], fresh[key]) for key in fresh)
     assert not torch.allclose(before["prompt_embeds"], after["prompt_embeds"], atol=1e-3)
+
+
+def test_what_is_kept_is_bounded(models: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By bytes, the least recently used go first; what is kept is the same tensor again."""
+    model = models.model("sd15")
+    kept = Conditioning(pipe_of(model))
+    size = 2 * 77 * 32 * 4  # a prompt and its negative
+    monkeypatch.setattr(conditioning, "CACHED", 3 * size)
+    recipes = [job(model, f"owl {i}").recipe for i in range(4)]
+    with torch.no_grad():
+        first = [kept.arguments(recipe)["prompt_embeds"] for recipe in recipes[:3]]
+        assert kept.arguments(recipes[0])["prompt_embeds"] is first[0]
+        kept.arguments(recipes[3])
+        again = [kept.arguments(recipe)["prompt_embeds"] for recipe in (recipes[0], recipes[2], recipes[1])]
+    assert [one is other for one, other in zip(again, (first[0], first[2], first[1]), strict=True)] == [1, 1, 0]
 
 
 # What Compel reads, and what it cannot

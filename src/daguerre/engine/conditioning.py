@@ -14,8 +14,8 @@ from daguerre.recipe import PromptSyntax, Recipe
 
 Embeddings = dict[str, torch.Tensor]
 
-#: Prompts kept; an SDXL prompt and its negative are 1.3 MB in bfloat16.
-CACHED = 128
+#: Bytes of embeddings that are kept; in bfloat16 an SDXL prompt and its negative are 0.6 MB, a FLUX prompt is 4.
+CACHED = 128 * 1024**2
 
 #: Pipelines whose prompts can be weighted as AUTOMATIC1111 does.
 _EMPHASISED = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
@@ -67,9 +67,9 @@ class Conditioning:
     def _kept(self, key: Hashable, make: Callable[[], Any]) -> Any:
         if key not in self._cache:
             self._cache[key] = make()
+            while len(self._cache) > 1 and sum(map(_bytes, self._cache.values())) > CACHED:
+                self._cache.popitem(last=False)
         self._cache.move_to_end(key)
-        if len(self._cache) > CACHED:
-            self._cache.popitem(last=False)
         return self._cache[key]
 
     def _words(self, recipe: Recipe) -> dict[str, Any]:
@@ -168,6 +168,15 @@ def _can_be_key(value: Any) -> bool:
     if isinstance(value, list | tuple):
         return all(_can_be_key(item) for item in value)
     return value is None or isinstance(value, str | int | float | torch.device | torch.dtype)
+
+
+def _bytes(value: Any) -> int:
+    """Of all tensors in it."""
+    if isinstance(value, torch.Tensor):
+        return int(value.numel() * value.element_size())
+    if isinstance(value, dict):
+        return sum(map(_bytes, value.values()))
+    return sum(map(_bytes, value)) if isinstance(value, list | tuple) else 0
 
 
 def _copied(value: Any) -> Any:
