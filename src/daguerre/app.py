@@ -15,6 +15,7 @@ from daguerre.engine import Budgets, Engine, Event, Tuning
 from daguerre.errors import DaguerreError
 from daguerre.http import problems
 from daguerre.http.gate import BodyLimit, HostCheck, RequestId
+from daguerre.http.meter import Meter
 from daguerre.http.routes import ROUTES
 from daguerre.http.state import State
 from daguerre.jobs.dispatch import Dispatch
@@ -22,11 +23,16 @@ from daguerre.jobs.loras import LoraShelf
 from daguerre.jobs.models import Models, Pulling
 from daguerre.jobs.retries import Retries
 from daguerre.jobs.service import JobService, Limits, Timeouts
+from daguerre.jobs.watch import Watch
 from daguerre.loras import Loras
 from daguerre.settings import Settings
 from daguerre.store.db import Database
 from daguerre.store.files import Files
 from daguerre.store.jobs import JobRows
+from daguerre.telemetry.counters import Counters
+from daguerre.telemetry.lag import LoopLag
+from daguerre.telemetry.logs import Logs
+from daguerre.telemetry.metrics import Metrics
 
 #: Threads that encode pictures and parse large bodies.
 CODEC_THREADS = 2
@@ -35,9 +41,14 @@ CODEC_THREADS = 2
 class Daguerre(Starlette):
     """The application; ``drain`` is for the server that runs it, ``on_fault`` for who can start a new process."""
 
-    def __init__(self, settings: Settings, on_fault: Callable[[str], None] = lambda _: None) -> None:
+    def __init__(
+        self, settings: Settings, on_fault: Callable[[str], None] = lambda _: None, logs: Logs | None = None
+    ) -> None:
         self._settings = settings
         self._on_fault = on_fault
+        self._logs = logs or Logs()
+        self._counters = Counters()
+        self._metrics = Metrics(self._counters)
         # Before anything listens: a start that cannot succeed is to end with its reason.
         self._catalog = catalogs.read(settings.weights, settings.default_model)
         self._catalog.model()
@@ -48,6 +59,7 @@ class Daguerre(Starlette):
             lifespan=self._lifespan,
             middleware=[
                 Middleware(RequestId),
+                Middleware(Meter, metrics=self._metrics),
                 Middleware(HostCheck, allowed=(settings.host, *settings.allowed_hosts)),
                 Middleware(BodyLimit, limit=settings.body_limit),
             ],
@@ -81,6 +93,7 @@ class Daguerre(Starlette):
             models.receive(event)
             shelf.receive(event)
             dispatch.receive(event)
+            watch.receive(event)
 
         engine = Engine(
             emit,
@@ -92,6 +105,7 @@ class Daguerre(Starlette):
             Tuning(settings.compile, settings.channels_last, settings.cpu_threads, settings.data / "compiled"),
             settings.data / "curves",
             Budgets(settings.device_memory, settings.host_memory, settings.pinned_models),
+            self._counters,
         )
         database = Database(settings.data / "daguerre.db")
         service = JobService(
@@ -107,6 +121,8 @@ class Daguerre(Starlette):
         pulling = Pulling(settings.weights, settings.hub_endpoint) if settings.allow_pull else None
         shelf = LoraShelf(engine, service)
         models = Models(self._catalog, engine, service, pulling)
+        watch = Watch(service, engine, files, self._metrics, self._logs, log_prompts=settings.log_prompts)
+        service.listen(watch.changed)
         with ThreadPoolExecutor(CODEC_THREADS, thread_name_prefix="daguerre-codec") as codec:
             dispatch = Dispatch(service, engine, files, codec)
             self._service = service
@@ -114,6 +130,7 @@ class Daguerre(Starlette):
             engine.start(preload=self._catalog.model())
             feeding = loop.create_task(dispatch.feed())
             retries = Retries(service)
+            lag = LoopLag(self._metrics.loop_lag.observe)
             yield State(
                 settings=settings,
                 service=service,
@@ -123,11 +140,14 @@ class Daguerre(Starlette):
                 retries=retries,
                 files=files,
                 codec=codec,
+                metrics=self._metrics,
+                watch=watch,
                 checkpoints={},
             )
             # Jobs without a connection do not hold the server's own shutdown; nothing below may end before they do.
             await self.drain()
             feeding.cancel()
+            lag.close()
             await models.close()
             await asyncio.gather(feeding, return_exceptions=True)
             # The engine is a daemon: one that hangs in a device call does not hold the exit.

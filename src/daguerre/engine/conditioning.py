@@ -26,6 +26,9 @@ class Conditioning:
         self._accepted = accepted
         self._cache: OrderedDict[tuple[Any, ...], Embeddings] = OrderedDict()
         self._compel = _compel_for(pipe)
+        #: Tokens that the text encoders read in the last call, padding included: none for a prompt that was known, and
+        #: nothing is known where the pipeline encodes for itself.
+        self.tokens: int | None = None
 
     def arguments(self, recipe: Recipe, adapted: Hashable = ()) -> dict[str, Any]:
         """What the pipeline is called with instead of, or as, the prompt. ``adapted``: what the text encoders wear.
@@ -42,8 +45,10 @@ class Conditioning:
         is_guided = recipe.guidance_scale > 1
         negative = recipe.negative_prompt if is_guided else None
         key = (recipe.prompt, negative, recipe.prompt_syntax, recipe.clip_skip, adapted)
+        self.tokens = 0
         if key not in self._cache:
             self._cache[key] = self._encode(recipe, is_guided)
+            self.tokens = _tokens(self._cache[key])
         self._cache.move_to_end(key)
         if len(self._cache) > CACHED:
             self._cache.popitem(last=False)
@@ -98,6 +103,11 @@ class Conditioning:
             raise InvalidRecipe([FieldError("clip_skip", message)]) from error
         names = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
         return {name: value for name, value in zip(names, made, strict=False) if value is not None}
+
+
+def _tokens(embeddings: Embeddings) -> int:
+    """That were read to make these."""
+    return sum(embeddings[name].shape[1] for name in ("prompt_embeds", "negative_prompt_embeds") if name in embeddings)
 
 
 def _parsed(prompt: str, field: str) -> emphasis.Parsed:

@@ -81,12 +81,16 @@ def describe_device(device: torch.device) -> str:
 
 @dataclass(slots=True)
 class Timer:
-    """Seconds of a run's phases, as the host sees them: a device may lag behind until the picture is copied."""
+    """Seconds of a run's phases, as the host sees them: a device may lag behind until the picture is copied.
+
+    ``tokens`` is how many the text encoders read for it, if that is known.
+    """
 
     began: float = field(default_factory=time.perf_counter)
     encoded: float = 0.0
     denoised: float = 0.0
     decoded: float = 0.0
+    tokens: int | None = None
 
 
 class HostPixels:
@@ -202,7 +206,7 @@ class Pipeline:
         shell = copy.copy(pipe)
         shell.scheduler = self._scheduler(recipe.scheduler)
         arguments = self._conditioning.arguments(recipe, self.adapters.encoders_key)
-        timer.encoded = time.perf_counter()
+        timer.encoded, timer.tokens = time.perf_counter(), self._conditioning.tokens
 
         def after_step(_shell: Any, step: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
             timer.denoised = time.perf_counter()
