@@ -11,9 +11,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-# Weights are data, never code. Both switches are read when the libraries are imported, so they come first.
+# Weights are data, never code. All switches are read when the libraries are imported, so they come first.
 os.environ["DIFFUSERS_DISABLE_REMOTE_CODE"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Advice about the libraries' own parts is for those who install them.
+os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import diffusers
 import numpy as np
@@ -42,10 +45,15 @@ _BUILDING = threading.Lock()
 
 
 def quiet() -> None:
-    """Keeps the libraries' progress bars and advice out of the terminal: the engine's own events tell what matters."""
+    """Keeps the libraries' progress bars and advice out of the terminal: the engine's own events tell what matters.
+
+    Their errors go the way of all log lines: written by themselves, they would wait for a pipe that nobody reads.
+    """
     for library in (diffusers, transformers):
         library.utils.logging.set_verbosity_error()
         library.utils.logging.disable_progress_bar()
+        library.utils.logging.disable_default_handler()
+        library.utils.logging.enable_propagation()
 
 
 def choose_device(name: str) -> torch.device:

@@ -1,4 +1,4 @@
-"""Owns what is told of jobs: each change of a job's state becomes a log line and numbers; an event of the engine, numbers."""
+"""Owns what is told of jobs: each change of a job's state is a log line and counts; events of the engine count."""
 
 import logging
 import time

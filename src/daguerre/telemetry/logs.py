@@ -47,6 +47,7 @@ def start(settings: Settings) -> Logs:
         formatter = TextLine() if settings.log_format == "text" else JsonLine()
         sinks.append(LogFile(formatter, settings.log_dir / FILE))
     logging.basicConfig(level=settings.log_level.upper(), handlers=sinks, force=True)
+    logging.captureWarnings(capture=True)
     for name in ("uvicorn", "uvicorn.error", "asyncio", "PIL"):
         logging.getLogger(name).setLevel(logging.WARNING)
     return Logs(tuple(sinks), progress)
