@@ -116,7 +116,8 @@ class Terminal(Sink):
 
     def _drawn(self) -> str:
         assert self._progress is not None
-        return self._progress.draw(*os.get_terminal_size(self._descriptor))
+        width, height = os.get_terminal_size(self._descriptor)
+        return self._progress.draw(width or 80, height or 24)  # some terminals do not know their size
 
     def _put(self, text: str) -> None:
         data = text.encode("utf-8", "backslashreplace")
