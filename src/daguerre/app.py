@@ -33,6 +33,7 @@ from daguerre.telemetry.counters import Counters
 from daguerre.telemetry.lag import LoopLag
 from daguerre.telemetry.logs import Logs
 from daguerre.telemetry.metrics import Metrics
+from daguerre.telemetry.traces import sent_to as traces_sent_to
 
 #: Threads that encode pictures and parse large bodies.
 CODEC_THREADS = 2
@@ -53,6 +54,7 @@ class Daguerre(Starlette):
         self._catalog = catalogs.read(settings.weights, settings.default_model)
         self._catalog.model()
         self._loras = Loras(settings.weights)
+        self._traces = traces_sent_to(settings.traces_endpoint) if settings.traces_endpoint else None
         self._service: JobService | None = None
         super().__init__(
             routes=ROUTES,
@@ -123,6 +125,8 @@ class Daguerre(Starlette):
         models = Models(self._catalog, engine, service, pulling)
         watch = Watch(service, engine, files, self._metrics, self._logs, log_prompts=settings.log_prompts)
         service.listen(watch.changed)
+        if self._traces is not None:
+            service.listen(self._traces.changed)
         with ThreadPoolExecutor(CODEC_THREADS, thread_name_prefix="daguerre-codec") as codec:
             dispatch = Dispatch(service, engine, files, codec)
             self._service = service
@@ -148,6 +152,8 @@ class Daguerre(Starlette):
             await self.drain()
             feeding.cancel()
             lag.close()
+            if self._traces is not None:
+                await asyncio.to_thread(self._traces.close)
             await models.close()
             await asyncio.gather(feeding, return_exceptions=True)
             # The engine is a daemon: one that hangs in a device call does not hold the exit.

@@ -91,6 +91,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     log_dir: Path | None = None
     #: Whether log lines of jobs say what was asked for.
     log_prompts: bool = False
+    #: Where traces are sent, like http://collector:4318/v1/traces; empty: nowhere. Needs the extra otel.
+    traces_endpoint: Annotated[str, Meta(pattern=r"^(https?://[^\s@]+)?$")] = ""
 
     @property
     def cpu_threads(self) -> int:

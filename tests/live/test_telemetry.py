@@ -1,5 +1,7 @@
 """What a real server tells of itself: log lines, metrics, a client's totals; and that telling never stops it."""
 
+import contextlib
+import gzip
 import json
 import os
 import pty
@@ -10,11 +12,13 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from prometheus_client.parser import text_string_to_metric_families
 
 from server import ROOT, Live, serving
@@ -90,10 +94,36 @@ def test_a_failed_and_a_cancelled_job_say_why(quiet: Live) -> None:
     assert re.fullmatch(r"[0-9a-f-]{36}", last["request_id"])
 
 
+@contextlib.contextmanager
+def _collecting() -> Iterator[tuple[str, list[bytes]]]:
+    """A collector of traces: its address, and what has been sent to it."""
+    received: list[bytes] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["content-length"]))
+            is_packed = self.headers.get("content-encoding") == "gzip"
+            received.append(gzip.decompress(body) if is_packed else body)
+            self.send_response(200)
+            self.send_header("content-length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/v1/traces", received
+        server.shutdown()
+
+
 def test_prompts_are_logged_where_a_setting_says_so(tmp_path: Path) -> None:
-    """As one string of one line; the file in LOG_DIR has the same lines as standard error."""
+    """As one string of one line; the file in LOG_DIR has the same lines as standard error; traces never have them."""
     folder = tmp_path / "logs"
-    with serving(tmp_path / "outputs", log_prompts="true", log_dir=str(folder)) as live:
+    with (
+        _collecting() as (endpoint, traces),
+        serving(tmp_path / "outputs", log_prompts="true", log_dir=str(folder), traces_endpoint=endpoint) as live,
+    ):
         answer = httpx.post(
             f"{live.address}/generate",
             json={**PAINT, "prompt": FORGED, "prompt_syntax": "plain"},
@@ -105,6 +135,11 @@ def test_prompts_are_logged_where_a_setting_says_so(tmp_path: Path) -> None:
         assert not any(line["message"] == "forged" for line in _lines(live.log))
         assert live.stop() == 0
     assert (folder / "daguerre.log").read_text() == "".join(live.log)
+    request = ExportTraceServiceRequest.FromString(b"".join(traces))
+    spans = [span for one in request.resource_spans for scope in one.scope_spans for span in scope.spans]
+    assert {span.name for span in spans} == {"job", "queue", "encode", "denoise", "decode", "png"}
+    assert answer.headers["x-job-id"] in str(spans)
+    assert "forged" not in str(request)
 
 
 def test_metrics_count_what_was_painted(quiet: Live) -> None:
