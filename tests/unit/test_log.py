@@ -3,6 +3,8 @@
 import json
 import logging
 import os
+import select
+import stat
 import subprocess
 import sys
 import threading
@@ -91,6 +93,7 @@ def test_a_pipe_that_nobody_reads_costs_lines_not_time(logger: logging.Logger, m
     logging_thread.join(30)
     assert not logging_thread.is_alive()
     assert sink.dropped > 500
+    assert select.select([reader], [], [], 10)[0]
     sink.close()
     os.set_blocking(reader, False)
     first = os.read(reader, 100_000).split(b"\n")[0]
@@ -137,6 +140,7 @@ def test_a_large_file_is_put_aside(logger: logging.Logger, tmp_path: Path, monke
     numbers = [int(json.loads(line)["message"]) for name in found for line in Path(name).read_text().splitlines()]
     assert numbers == list(range(numbers[0], 40))
     assert len(found) >= 2
+    assert not stat.S_IMODE(path.stat().st_mode) & stat.S_IROTH
     assert not Path(f"{path}.3").exists()
 
 

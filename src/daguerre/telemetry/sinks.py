@@ -137,7 +137,7 @@ class LogFile(Sink):
         """Appends a line."""
         if self._file is None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = FileIO(self._path, "a")
+            self._file = FileIO(self._path, "a", opener=_open_for_us)
         data = f"{line}\n".encode("utf-8", "backslashreplace")
         try:
             while data:
@@ -160,3 +160,8 @@ class LogFile(Sink):
         for newer, older in reversed(list(itertools.pairwise(names))):
             if newer.exists():
                 newer.replace(older)
+
+
+def _open_for_us(path: str, flags: int) -> int:
+    """Clients' addresses, and prompts where they are logged, are not for everybody on this machine."""
+    return os.open(path, flags, 0o640)
