@@ -1,15 +1,20 @@
 """The promises that the code makes about itself."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
+
+from prometheus_client.metrics import MetricWrapperBase
 
 import daguerre
 from daguerre import errors
 from daguerre.http.problems import STATUSES
 from daguerre.http.routes import ROUTES
 from daguerre.settings import Settings
+from daguerre.telemetry.counters import Counters
+from daguerre.telemetry.metrics import Metrics
 
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted((ROOT / "src" / "daguerre").rglob("*.py"))
@@ -51,6 +56,27 @@ def test_every_setting_is_documented() -> None:
     documented = (ROOT / "docs" / "settings.md").read_text()
     for name in Settings.__struct_fields__:
         assert f"| `{name}` |" in documented, name
+
+
+def test_every_metric_is_documented_and_every_documented_one_is_there() -> None:
+    """docs/metrics.md has a row for each that is exported, with its type and its labels, and none beside."""
+    rows = re.findall(
+        r"^\| `(\w+)` \| (\w+)(?:; ([^|]*))? \|", (ROOT / "docs" / "metrics.md").read_text(), re.MULTILINE
+    )
+    documented = {name: (kind, set(re.findall(r"`(\w+)`", labels))) for name, kind, labels in rows}
+    assert len(documented) == len(rows)
+    metrics = Metrics(Counters())
+    labels = {
+        collector._name: set(collector._labelnames)
+        for collector in metrics.registry._collector_to_names
+        if isinstance(collector, MetricWrapperBase)
+    }
+    exported = {}
+    for family in metrics.registry.collect():
+        name = f"{family.name}_total" if family.type == "counter" else family.name
+        sampled = {label for sample in family.samples for label in sample.labels} - {"le"}
+        exported[name] = (family.type, labels.get(family.name, sampled))
+    assert documented == exported
 
 
 def test_every_file_has_its_sentence() -> None:

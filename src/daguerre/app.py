@@ -16,6 +16,7 @@ from daguerre.engine import Budgets, Engine, Event, Tuning
 from daguerre.errors import DaguerreError
 from daguerre.http import problems
 from daguerre.http.gate import BodyLimit, HostCheck, RequestId
+from daguerre.http.meter import Meter
 from daguerre.http.routes import ROUTES
 from daguerre.http.state import State
 from daguerre.jobs.dispatch import Dispatch
@@ -24,12 +25,18 @@ from daguerre.jobs.models import Models, Pulling
 from daguerre.jobs.retries import Retries
 from daguerre.jobs.service import JobService, Limits, Timeouts
 from daguerre.jobs.sources import Sources
+from daguerre.jobs.watch import Watch
 from daguerre.loras import Loras
 from daguerre.references import References
 from daguerre.settings import Settings
 from daguerre.store.db import Database
 from daguerre.store.files import Files
 from daguerre.store.jobs import JobRows
+from daguerre.telemetry.counters import Counters
+from daguerre.telemetry.lag import LoopLag
+from daguerre.telemetry.logs import Logs
+from daguerre.telemetry.metrics import Metrics
+from daguerre.telemetry.traces import sent_to as traces_sent_to
 
 #: Threads that encode pictures and parse large bodies.
 CODEC_THREADS = 2
@@ -38,20 +45,27 @@ CODEC_THREADS = 2
 class Daguerre(Starlette):
     """The application; ``drain`` is for the server that runs it, ``on_fault`` for who can start a new process."""
 
-    def __init__(self, settings: Settings, on_fault: Callable[[str], None] = lambda _: None) -> None:
+    def __init__(
+        self, settings: Settings, on_fault: Callable[[str], None] = lambda _: None, logs: Logs | None = None
+    ) -> None:
         self._settings = settings
         self._on_fault = on_fault
+        self._logs = logs or Logs()
+        self._counters = Counters()
+        self._metrics = Metrics(self._counters)
         # Before anything listens: a start that cannot succeed is to end with its reason.
         self._catalog = catalogs.read(settings.weights, settings.default_model)
         self._catalog.model()
         self._loras = Loras(settings.weights)
         self._sources = Sources(References(settings.weights), Embeddings(settings.weights))
+        self._traces = traces_sent_to(settings.traces_endpoint) if settings.traces_endpoint else None
         self._service: JobService | None = None
         super().__init__(
             routes=ROUTES,
             lifespan=self._lifespan,
             middleware=[
                 Middleware(RequestId),
+                Middleware(Meter, metrics=self._metrics),
                 Middleware(HostCheck, allowed=(settings.host, *settings.allowed_hosts)),
                 Middleware(BodyLimit, limit=settings.body_limit),
             ],
@@ -85,6 +99,7 @@ class Daguerre(Starlette):
             models.receive(event)
             shelf.receive(event)
             dispatch.receive(event)
+            watch.receive(event)
 
         engine = Engine(
             emit,
@@ -96,6 +111,7 @@ class Daguerre(Starlette):
             Tuning(settings.compile, settings.channels_last, settings.cpu_threads, settings.data / "compiled"),
             settings.data / "curves",
             Budgets(settings.device_memory, settings.host_memory, settings.pinned_models, settings.offload),
+            self._counters,
         )
         database = Database(settings.data / "daguerre.db")
         service = JobService(
@@ -112,6 +128,10 @@ class Daguerre(Starlette):
         pulling = Pulling(settings.weights, settings.hub_endpoint) if settings.allow_pull else None
         shelf = LoraShelf(engine, service)
         models = Models(self._catalog, engine, service, pulling)
+        watch = Watch(service, engine, files, self._metrics, self._logs, log_prompts=settings.log_prompts)
+        service.listen(watch.changed)
+        if self._traces is not None:
+            service.listen(self._traces.changed)
         with ThreadPoolExecutor(CODEC_THREADS, thread_name_prefix="daguerre-codec") as codec:
             dispatch = Dispatch(service, engine, files, codec)
             self._service = service
@@ -119,6 +139,7 @@ class Daguerre(Starlette):
             engine.start(preload=self._catalog.model())
             endless = [loop.create_task(work) for work in (dispatch.feed(), service.remind())]
             retries = Retries(service)
+            lag = LoopLag(self._metrics.loop_lag.observe)
             yield State(
                 settings=settings,
                 service=service,
@@ -128,12 +149,17 @@ class Daguerre(Starlette):
                 retries=retries,
                 files=files,
                 codec=codec,
+                metrics=self._metrics,
+                watch=watch,
                 checkpoints={},
             )
             # Jobs without a connection do not hold the server's own shutdown; nothing below may end before they do.
             await self.drain()
             for task in endless:
                 task.cancel()
+            lag.close()
+            if self._traces is not None:
+                await asyncio.to_thread(self._traces.close)
             await models.close()
             await asyncio.gather(*endless, return_exceptions=True)
             # The engine is a daemon: one that hangs in a device call does not hold the exit.

@@ -2,11 +2,13 @@
 
 import base64
 import faulthandler
+import functools
 import logging
 import os
 import sys
+import tempfile
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -14,6 +16,9 @@ from daguerre import recipe
 from daguerre import settings as configuration
 from daguerre.errors import DaguerreError, InvalidRecipe, SettingsError
 from daguerre.settings import Settings
+
+if TYPE_CHECKING:
+    from daguerre.telemetry.logs import Logs
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -76,28 +81,37 @@ def serve(
 def _serve(settings: Settings, sockets: list[Any] | None = None) -> None:
     from daguerre.app import Daguerre
     from daguerre.http.server import make_server
-    from daguerre.telemetry import log_to_terminal
+    from daguerre.telemetry import logs
 
-    log_to_terminal(settings.log_level)
+    log = logs.start(settings)
     # A thread that computes in Python gives the event loop its turn within a millisecond instead of five.
     sys.setswitchinterval(0.001)
-    make_server(Daguerre(settings, _leave), settings).run(sockets)
+    make_server(Daguerre(settings, functools.partial(_leave, log), log), settings).run(sockets)
     # Jobs, files and sockets have been ended in order. A device call that hangs could still hold the interpreter.
-    logging.shutdown()
-    sys.stdout.flush()
+    log.close()
     os._exit(0)
 
 
-def _leave(reason: str) -> None:
+def _leave(log: "Logs", reason: str) -> None:
     """Ends a process that cannot mend itself, with every thread's stack in the log; a supervisor starts a new one."""
-    logging.getLogger("daguerre").critical("%s; leaving with code %d", reason, HUNG)
-    faulthandler.dump_traceback(all_threads=True)
+    fields = {"stacks": _stacks()}
+    logging.getLogger("daguerre").critical("%s; leaving with code %d", reason, HUNG, extra={"fields": fields})
+    log.close()
     os._exit(HUNG)
 
 
-def _serve_and_reload(settings: Settings) -> None:
-    import functools
+def _stacks() -> str:
+    """What every thread is at. By way of a file: written to a pipe that nobody reads, it would hang here."""
+    try:
+        with tempfile.TemporaryFile() as file:
+            faulthandler.dump_traceback(file, all_threads=True)
+            file.seek(0)
+            return file.read().decode(errors="replace")
+    except OSError:
+        return "no room for the threads' stacks"
 
+
+def _serve_and_reload(settings: Settings) -> None:
     import uvicorn
     from uvicorn.supervisors import ChangeReload
 

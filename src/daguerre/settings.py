@@ -86,7 +86,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     grace_timeout: Seconds = 20.0
     #: Ways to authenticate; none is for loopback only.
     auth: Literal["none"] = "none"
+    #: What is logged: this and what is worse.
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    #: auto is text with the progress of running jobs on a terminal, and JSON elsewhere.
+    log_format: Literal["auto", "json", "text"] = "auto"
+    #: Folder of a log file beside standard error, put aside at 16 MB and kept five times; none: no file.
+    log_dir: Path | None = None
+    #: Whether log lines of jobs say what was asked for.
+    log_prompts: bool = False
+    #: Where traces are sent, like http://collector:4318/v1/traces; empty: nowhere. Needs the extra otel.
+    traces_endpoint: Annotated[str, Meta(pattern=r"^(https?://[^\s@]+)?$")] = ""
 
     @property
     def cpu_threads(self) -> int:
@@ -137,9 +146,15 @@ def _file_layers(config: Path | None, environ: Mapping[str, str]) -> list[tuple[
         raise SettingsError(f"{path}: not TOML: {error}") from None
 
 
+#: Variables that containers commonly set, by the setting that each means; one with our own prefix wins.
+COMMON = {"LOG_LEVEL": "log_level", "LOG_DIR": "log_dir"}
+
+
 def _from_environ(environ: Mapping[str, str]) -> dict[str, Any]:
     """The DAGUERRE_* variables by key; lists are joined by commas."""
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = {key: environ[name] for name, key in COMMON.items() if environ.get(name)}
+    if "log_level" in found:
+        found["log_level"] = found["log_level"].lower()
     for name, value in environ.items():
         if name.startswith(PREFIX) and name != PREFIX + "CONFIG":
             found[name.removeprefix(PREFIX).lower()] = value

@@ -22,13 +22,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from daguerre import catalog
+from daguerre.embeddings import Embeddings
 from daguerre.engine import Engine, Event, Painted, Started, Stepped, Submission
 from daguerre.errors import DaguerreError
 from daguerre.job import Status
 from daguerre.jobs.dispatch import Dispatch
 from daguerre.jobs.service import JobService, Limits, Timeouts
+from daguerre.jobs.sources import Sources
 from daguerre.loras import Loras
 from daguerre.recipe import Draft
+from daguerre.references import References
 from daguerre.store.db import Database
 from daguerre.store.files import Files
 from daguerre.store.jobs import JobRows, Key
@@ -99,6 +102,7 @@ async def main(folder: Path, deaths: Deaths) -> None:
         JobRows(database),
         files,
         engine.cancel,
+        sources=Sources(References(WEIGHTS), Embeddings(WEIGHTS)),
         limits=Limits(queue=100, least_disk=0),
         timeouts=Timeouts(600, 600, 600),
         result_ttl=3600,

@@ -1,7 +1,6 @@
 """The database: what is told to be durable is, one bad change is undone alone, and old files are brought up to date."""
 
 import asyncio
-import shutil
 import sqlite3
 import threading
 from collections.abc import Iterator
@@ -12,10 +11,11 @@ import msgspec
 import pytest
 
 from daguerre.errors import StorageFailed
-from daguerre.job import Failure, Job, Status, new_id
+from daguerre.job import Failure, Image, Job, Status, new_id
 from daguerre.recipe import Recipe
 from daguerre.store.db import MOST, Database
 from daguerre.store.jobs import JobRows, Key, Pictures
+from daguerre.store.usage import Usage
 
 RECIPE = Recipe(
     mode="txt2img",
@@ -180,26 +180,87 @@ def test_a_closed_database_says_so(tmp_path: Path) -> None:
     again.close()
 
 
+STEPS = Path(__file__).parents[2] / "src" / "daguerre" / "store" / "migrations"
+
+
+def _open_with(path: Path, steps: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """Opens a file as a Daguerre with these steps would; gives the file's tables."""
+    folder = path.parent / f"steps-{len(list(path.parent.iterdir()))}"
+    (folder / "migrations").mkdir(parents=True)
+    for name, text in steps.items():
+        (folder / "migrations" / name).write_text(text)
+    with monkeypatch.context() as patch:
+        patch.setattr("daguerre.store.db.resources.files", lambda _: folder)
+        Database(path).close()
+    connection = sqlite3.connect(path)
+    tables = _tables(connection)
+    connection.close()
+    return tables
+
+
 def test_an_old_file_is_copied_then_brought_up_to_date(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Step by step; a file from a newer version is refused as it is."""
     path = tmp_path / "daguerre.db"
     Database(path).close()
-    new = tmp_path / "steps"
-    shutil.copytree(Path(__file__).parents[2] / "src" / "daguerre" / "store" / "migrations", new / "migrations")
-    latest = len(list((new / "migrations").iterdir())) + 1
-    (new / "migrations" / "9999.sql").write_text("CREATE TABLE more (a INTEGER) STRICT;")
-    with monkeypatch.context() as patch:
-        patch.setattr("daguerre.store.db.resources.files", lambda _: new)
-        Database(path).close()
-    connection = sqlite3.connect(path)
-    assert "more" in _tables(connection)
-    connection.close()
-    copy = sqlite3.connect(tmp_path / f"daguerre.before-{latest}.db")
+    shipped = {file.name: file.read_text() for file in STEPS.iterdir()}
+    steps = shipped | {"9999_more.sql": "CREATE TABLE more (a INTEGER) STRICT;"}
+    assert "more" in _open_with(path, steps, monkeypatch)
+    copy = sqlite3.connect(tmp_path / f"daguerre.before-{len(steps)}.db")
     assert "jobs" in _tables(copy)
     assert "more" not in _tables(copy)
     copy.close()
+    before = path.read_bytes()
     with pytest.raises(StorageFailed, match="newer"):
         Database(path)
+    assert path.read_bytes() == before
+
+
+def test_a_step_that_comes_in_late_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two versions that grew side by side: whichever was first, the file ends with the tables of both."""
+    one, other = {"0002_b.sql": "CREATE TABLE b (a INTEGER);"}, {"0003_c.sql": "CREATE TABLE c (a INTEGER);"}
+    first = {"0001.sql": (STEPS / "0001.sql").read_text()}
+    for order, early in (("one", one), ("other", other)):
+        path = tmp_path / order / "daguerre.db"
+        path.parent.mkdir()
+        assert len(_open_with(path, first | early, monkeypatch) & {"b", "c"}) == 1
+        for _ in range(2):
+            assert _open_with(path, first | one | other, monkeypatch) >= {"jobs", "b", "c"}
+
+
+def test_a_file_from_before_the_steps_had_names_is_known_by_its_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It says how many it has been through; with more than there are, it is newer."""
+    path = tmp_path / "daguerre.db"
+    first = (STEPS / "0001.sql").read_text()
+    connection = sqlite3.connect(path)
+    connection.executescript(f"BEGIN; {first}; PRAGMA user_version = 1; COMMIT;")
+    connection.close()
+    assert "more" in _open_with(path, {"0001.sql": first, "0002.sql": "CREATE TABLE more (a INTEGER);"}, monkeypatch)
+    connection = sqlite3.connect(tmp_path / "newer.db")
+    connection.execute("PRAGMA user_version = 9")
+    connection.close()
+    with pytest.raises(StorageFailed, match="newer"):
+        Database(tmp_path / "newer.db")
+
+
+def test_what_clients_have_used_is_added_up(tmp_path: Path) -> None:
+    """By the jobs that succeeded, each once, of each client apart, and for the next process too."""
+    image = Image("a.png", 1, 64, 32, "png", 10, "")
+
+    def done(client: str, status: Status = Status.SUCCEEDED) -> Job:
+        finished = {"finished_at": 7.0, "steps": 4, "images": (image, image), "device_seconds": 0.5}
+        return _job(client=client, status=status, **finished)
+
+    for _ in range(2):
+        database = Database(tmp_path / "daguerre.db")
+        rows = JobRows(database)
+        for job in (done("ada"), done("ada"), done("bob"), done("ada", Status.CANCELLED)):
+            rows.put(job)
+        used = asyncio.run(rows.usage("ada"))
+        assert asyncio.run(rows.usage("nobody")) == Usage()
+        database.close()
+    assert used == Usage(since=7.0, jobs=4, images=8, steps=16, pixels=8 * 64 * 32, device_seconds=2.0)
 
 
 @pytest.mark.parametrize("content", [b"no database" * 100, b"SQLite format 3\0" + b"\xff" * 4000])

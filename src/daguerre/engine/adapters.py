@@ -161,12 +161,12 @@ class Wardrobe:
         self._slots: dict[str, Slot] = {}
         self._used: set[str] = set()
 
-    def wear(self, worn: Worn, fitted: Mapping[Hosted, Mapping[str, Change]], layers: Mapping[str, Any]) -> None:
-        """Puts these adapters on, and takes all others off."""
+    def wear(self, worn: Worn, fitted: Mapping[Hosted, Mapping[str, Change]], layers: Mapping[str, Any]) -> bool:
+        """Puts these adapters on, and takes all others off; says whether that was a change."""
         own = [(hosted, weight) for hosted, weight in worn if weight and self._concerns(fitted[hosted])]
         key = tuple((hosted.key, weight) for hosted, weight in own)
         if key == self.key:
-            return
+            return False
         self.key = ("changing",)  # if a copy fails half-way, whoever comes next starts from nothing
         changes: dict[str, list[tuple[Change, float]]] = {}
         for hosted, weight in own:
@@ -181,6 +181,7 @@ class Wardrobe:
                 self._slot(name, layers).fill(found)
         self._used = set(changes)
         self.key = key
+        return True
 
     def _concerns(self, changes: Mapping[str, Change]) -> bool:
         return any(name.partition(".")[0] in self.parts for name in changes)
@@ -228,10 +229,10 @@ class Adapters:
         self._fit(worn)
         self._encoders.wear(worn, self._fitted, self._layers)
 
-    def wear_on_denoiser(self, worn: Worn) -> None:
-        """Before a forward of runs that agree in these."""
+    def wear_on_denoiser(self, worn: Worn) -> bool:
+        """Before a forward of runs that agree in these; says whether the one before wore others."""
         self._fit(worn)
-        self._denoiser.wear(worn, self._fitted, self._layers)
+        return self._denoiser.wear(worn, self._fitted, self._layers)
 
     def leave_device(self) -> None:
         """Takes everything off and gives the memory back."""

@@ -40,6 +40,9 @@ class Conditioning:
         self._kind = type(pipe).__name__
         self._cache: OrderedDict[Hashable, Any] = OrderedDict()
         self._inverted: tuple[Inversions, Conditioning] | None = None  # made when a prompt names a textual inversion
+        #: Tokens that the text encoders read in the last call, padding included: none for a prompt that was known, and
+        #: nothing is known where the pipeline encodes for itself.
+        self.tokens: int | None = None
 
     def arguments(self, recipe: Recipe, adapted: Hashable = (), learned: Sequence[Learned] = ()) -> dict[str, Any]:
         """What the pipeline is called with instead of, or as, the prompt. ``adapted``: what the text encoders wear.
@@ -47,13 +50,17 @@ class Conditioning:
         Raises:
             InvalidRecipe: the prompt's syntax cannot be read, or the text encoders cannot do what is asked.
         """
+        self.tokens = None
         if not compelled.knows(self._pipe):
             return self._words(recipe)
         is_guided = recipe.guidance_scale > 1
         negative = recipe.negative_prompt if is_guided else None
         contents = tuple(one.digest for one in learned)
         key = (recipe.prompt, negative, recipe.prompt_syntax, recipe.clip_skip, adapted, contents)
-        return dict(self._kept(key, lambda: self._encode_any(recipe, is_guided, learned)))
+        is_known = key in self._cache
+        embeddings = self._kept(key, lambda: self._encode_any(recipe, is_guided, learned))
+        self.tokens = 0 if is_known else _tokens(embeddings)
+        return dict(embeddings)
 
     def remember(self, shell: Any, recipe: Recipe, adapted: Hashable = ()) -> None:
         """Lets a pipeline that encodes for itself do so once for each prompt."""
@@ -163,6 +170,11 @@ def _skipping(pipe: Any, prompt: str, clip_skip: int, device: torch.device) -> t
 def _prompts(recipe: Recipe) -> tuple[tuple[str, str], tuple[str, str]]:
     """By their fields' names."""
     return ("prompt", recipe.prompt), ("negative_prompt", recipe.negative_prompt)
+
+
+def _tokens(embeddings: Embeddings) -> int:
+    """That were read to make these."""
+    return sum(embeddings[name].shape[1] for name in ("prompt_embeds", "negative_prompt_embeds") if name in embeddings)
 
 
 def _parsed(prompt: str, field: str) -> emphasis.Parsed:

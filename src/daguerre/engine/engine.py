@@ -34,12 +34,14 @@ from daguerre.engine.events import (
 )
 from daguerre.engine.residency import Budgets, Loaded, Residency
 from daguerre.engine.scheduler import Entrant, Scheduler, Waiting, bucket, has_place
+from daguerre.engine.share import DeviceMemory, Share
 from daguerre.engine.tuning import UNTUNED, Tuning
 from daguerre.engine.watchdog import Watchdog
 from daguerre.errors import DaguerreError, JobCancelled, JobFailed, NotReady, OutOfMemory
 from daguerre.loras import Adapter
 from daguerre.recipe import Recipe
 from daguerre.references import IpAdapter
+from daguerre.telemetry.counters import Counters
 
 if TYPE_CHECKING:
     from daguerre.engine.adapter_cache import Hosted
@@ -148,6 +150,9 @@ class Painting:
     pipeline: "Pipeline | None" = None
     hosted: list["Hosted"] = field(default_factory=list)
     ip_adapter: "HostedIpAdapter | None" = None
+    share: Share = field(default_factory=Share)
+    last_forward: int = 0  # the number of the last one that it took part in
+    is_counted: bool = False  # among those that looked for their adapters
 
     @property
     def worn(self) -> list[tuple["Hosted", float]]:
@@ -195,6 +200,8 @@ class State:
     adapters: "AdapterCache[Adapter, Hosted]"
     ip_adapters: "AdapterCache[IpAdapter, HostedIpAdapter]"
     headroom: "Headroom"
+    memory: DeviceMemory
+    forwards: int = 0  # so far
     waiting: list[Painting] = field(default_factory=list)
     running: dict["Run", Painting] = field(default_factory=dict)
     calls: dict["Run", "Call"] = field(default_factory=dict)
@@ -238,19 +245,27 @@ class Engine:
         tuning: Tuning = UNTUNED,
         notes: Path | None = None,
         budgets: Budgets | None = None,
+        counters: Counters | None = None,
     ) -> None:
         self._budgets = budgets or Budgets()
         self._emit = emit
         self._tuning = tuning
         self._notes = notes
-        self._step_timeout = step_timeout
+        self.step_timeout = step_timeout
         self._on_fault = on_fault
         self._device = device
         self._dtype = dtype
         self._max_runs = max_runs
+        self._watchdog: Watchdog | None = None
+        self.counters = counters or Counters()
         self._inbox: SimpleQueue[Message] = SimpleQueue()
         # A daemon: a hung device call must not keep the process from ending.
         self._thread = threading.Thread(target=self._main, name="daguerre-engine", daemon=True)
+
+    @property
+    def step_seconds(self) -> float:
+        """How long the step at hand has taken so far."""
+        return 0.0 if self._watchdog is None else self._watchdog.seconds
 
     def start(self, preload: Model | None = None) -> None:
         """Starts the thread; torch is imported there, so this returns at once."""
@@ -303,7 +318,7 @@ class Engine:
         import torch
 
         from daguerre.engine import adapter_cache, ip_adapters
-        from daguerre.engine.headroom import Headroom, gauge_of
+        from daguerre.engine.headroom import Headroom
         from daguerre.engine.notebook import Notebook
         from daguerre.engine.pace import Pace
         from daguerre.engine.replay import Records
@@ -328,15 +343,18 @@ class Engine:
         )
         notebook = Notebook(self._notes, residency.device, residency.dtype)
         scheduler = Scheduler(curve=notebook.read())
-        headroom = Headroom(gauge_of(residency.device))
-        state = State(residency, scheduler, Pace(residency.device), Records(), notebook, adapters, looking, headroom)
+        memory = DeviceMemory(residency.device)
+        headroom = Headroom(memory if memory.is_its_own else None)
+        state = State(
+            residency, scheduler, Pace(residency.device), Records(), notebook, adapters, looking, headroom, memory
+        )
 
         def warm(pipeline: "Pipeline") -> None:
             if self._tuning.needs_warm_up(residency.device):
                 self._emit(ModelLoading(pipeline.model.name, "warming up"))
                 warm_up(pipeline, scheduler.curve, residency.device)
 
-        watchdog = Watchdog(self._step_timeout, lambda: self._on_fault("a step has taken too long"))
+        watchdog = self._watchdog = Watchdog(self.step_timeout, lambda: self._on_fault("a step has taken too long"))
         try:
             while state.is_open:
                 with watchdog.step():
@@ -382,6 +400,7 @@ class Engine:
                     state.residency.drop(name)
             case Loaded():
                 state.residency.take(message, state.in_use)
+                self.counters.memory = state.memory.now()
             case PreloadAdapter(adapter=adapter):
                 state.adapters.ask(adapter)
             case UnloadAdapter(name=name):
@@ -457,6 +476,10 @@ class Engine:
             self._end_job(state, painting.job_id, error)
             return False
         painting.hosted = hosted or []
+        if not painting.is_counted and painting.submission.adapters:
+            painting.is_counted = True
+            self.counters.adapter_hits += hosted is not None
+            self.counters.adapter_misses += hosted is None
         return hosted is not None and self._has_eyes(state, painting)
 
     def _has_eyes(self, state: State, painting: Painting) -> bool:
@@ -502,10 +525,19 @@ class Engine:
             self._emit(Started(job_id))
         painting.record = Record(state.records)
         run = self._make_run(painting, pipeline)
+        self._lap(state)
         state.running[run] = painting
         painting.pipeline = pipeline
         with state.headroom.beginning(painting.extent):
             self._advance(state, run, lambda: _start(run, painting, pipeline))
+
+    def _lap(self, state: State) -> None:
+        """Who is under way changes: the most memory that was held up to now was held by those until now."""
+        peak = state.memory.lap()
+        if peak is not None:
+            for painting in state.running.values():
+                painting.share.memory_peak = max(peak, painting.share.memory_peak or 0)
+            self.counters.memory = state.memory.now()
 
     def _make_run(self, painting: Painting, pipeline: "Pipeline") -> "Run":
         from daguerre.engine.pipelines import Timer
@@ -537,6 +569,11 @@ class Engine:
         waiting = [_waiting(state.running[run], call) for run, call in state.calls.items()]
         picked = state.scheduler.pick(waiting, time.monotonic())
         calls = [state.calls.pop(_run_of(waiting)) for waiting in picked]
+        aside = [run for run in state.calls if state.running[run].last_forward == state.forwards > 0]
+        self.counters.preemptions += len(aside)
+        state.forwards += 1
+        for call in calls:
+            state.running[call.run].last_forward = state.forwards
         self._forward(state, calls, picked)
 
     def _forward(self, state: State, calls: list["Call"], picked: list[Waiting]) -> None:
@@ -544,7 +581,7 @@ class Engine:
         painting = state.running[calls[0].run]
         assert painting.pipeline is not None
         try:
-            painting.pipeline.adapters.wear_on_denoiser(painting.worn)
+            self.counters.lora_switches += painting.pipeline.adapters.wear_on_denoiser(painting.worn)
             painting.pipeline.references.wear(painting.ip_adapter, painting.scales)
             state.pace.begin()
             with state.headroom.computing(painting.extent):
@@ -552,16 +589,30 @@ class Engine:
         except Exception as error:
             self._forward_failed(state, calls, picked, error)
             return
+        self.counters.forwards[rows] += 1
+        for call in calls:
+            state.running[call.run].share.forwards += 1
         for timed in state.pace.end(picked):
             state.scheduler.ran(timed.subject, timed.seconds, time.monotonic())
             state.notebook.count()
+            self._share_out(state, timed.subject, timed.seconds)
         for call, output in zip(calls, outputs, strict=True):
             if call.run in state.running:  # else another picture of its job has just failed, and ended it
                 self._answer(state, call, output)
 
+    def _share_out(self, state: State, subject: list[Waiting], seconds: float) -> None:
+        """A forward has been timed: each picture that took part and is still under way has its part of it."""
+        self.counters.forward_seconds += seconds
+        rows = sum(waiting.rows for waiting in subject)
+        for waiting in subject:
+            painting = state.running.get(_run_of(waiting))
+            if painting is not None:
+                painting.share.add(seconds * waiting.rows / rows)
+
     def _forward_failed(self, state: State, calls: list["Call"], picked: list[Waiting], error: Exception) -> None:
         """Nothing has changed yet: out of memory, the calls wait for smaller sets; else each is tried alone."""
         if _is_out_of_memory(error):
+            self.counters.out_of_memory += 1
             state.scheduler.ran_out_of_memory(picked[0].key, sum(call.rows for call in calls))
             error.__traceback__ = None  # its frames hold the tensors of the failed forward
             _free_memory()
@@ -596,6 +647,7 @@ class Engine:
             painting.since = time.monotonic()
             state.calls[run] = outcome
             return
+        self._lap(state)
         del state.running[run]
         if isinstance(outcome, Exception) and _is_out_of_memory(outcome) and not isinstance(outcome, DaguerreError):
             outcome.__traceback__ = None
@@ -655,6 +707,9 @@ class Engine:
                 encode_seconds=timer.encoded - timer.began,
                 denoise_seconds=timer.denoised - timer.encoded,
                 decode_seconds=timer.decoded - timer.denoised,
+                device_seconds=timer.encoded - timer.began + painting.share.seconds + timer.decoded - timer.denoised,
+                memory_peak=painting.share.memory_peak,
+                tokens=timer.tokens,
             )
         )
 

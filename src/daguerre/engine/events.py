@@ -96,7 +96,11 @@ class Stepped:
 
 @dataclass(frozen=True, slots=True)
 class Painted:
-    """Picture ``index`` of a job is there; the seconds are those that its run spent in each phase."""
+    """Picture ``index`` of a job is there; the seconds are those that its run spent in each phase.
+
+    ``device_seconds`` is its share of the device's time, ``memory_peak`` the most bytes that the device held meanwhile,
+    ``tokens`` what the text encoders read for it: none where they knew its prompt.
+    """
 
     job_id: str
     index: int
@@ -104,6 +108,9 @@ class Painted:
     encode_seconds: float
     denoise_seconds: float
     decode_seconds: float
+    device_seconds: float = 0.0
+    memory_peak: int | None = None  # None: the device has no memory of its own
+    tokens: int | None = None  # None: the pipeline encodes for itself
 
 
 @dataclass(frozen=True, slots=True)

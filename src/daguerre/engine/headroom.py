@@ -11,8 +11,6 @@ from collections import defaultdict
 from collections.abc import Hashable, Iterable, Iterator
 from typing import Protocol
 
-import torch
-
 
 class Gauge(Protocol):
     """What a device tells of its memory, in bytes."""
@@ -28,35 +26,6 @@ class Gauge(Protocol):
 
     def free(self) -> int:
         """What tensors could still take."""
-
-
-class CudaGauge:
-    """A CUDA device; the caching allocator counts on the host, so asking it waits for nothing."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-
-    def allocated(self) -> int:
-        """See `Gauge`."""
-        return int(torch.cuda.memory_allocated(self._device))
-
-    def peak(self) -> int:
-        """See `Gauge`."""
-        return int(torch.cuda.max_memory_allocated(self._device))
-
-    def reset_peak(self) -> None:
-        """See `Gauge`."""
-        torch.cuda.reset_peak_memory_stats(self._device)
-
-    def free(self) -> int:
-        """What the driver has, and what the allocator keeps unused."""
-        driver, _ = torch.cuda.mem_get_info(self._device)
-        return int(driver + torch.cuda.memory_reserved(self._device)) - self.allocated()
-
-
-def gauge_of(device: torch.device) -> Gauge | None:
-    """None for devices without memory of their own: nothing counts what their tensors hold."""
-    return CudaGauge(device) if device.type == "cuda" else None
 
 
 class Headroom:

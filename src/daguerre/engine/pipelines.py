@@ -49,10 +49,15 @@ OnStep = Callable[[int, int, "HostPixels | None"], None]
 
 
 def quiet() -> None:
-    """Keeps the libraries' progress bars and advice out of the terminal: the engine's own events tell what matters."""
+    """Keeps the libraries' progress bars and advice out of the terminal: the engine's own events tell what matters.
+
+    Their errors go the way of all log lines: written by themselves, they would wait for a pipe that nobody reads.
+    """
     for library in (diffusers, transformers):
         library.utils.logging.set_verbosity_error()
         library.utils.logging.disable_progress_bar()
+        library.utils.logging.disable_default_handler()
+        library.utils.logging.enable_propagation()
 
 
 def choose_device(name: str) -> torch.device:
@@ -88,12 +93,16 @@ def describe_device(device: torch.device) -> str:
 
 @dataclass(slots=True)
 class Timer:
-    """Seconds of a run's phases, as the host sees them: a device may lag behind until the picture is copied."""
+    """Seconds of a run's phases, as the host sees them: a device may lag behind until the picture is copied.
+
+    ``tokens`` is how many the text encoders read for it, if that is known.
+    """
 
     began: float = field(default_factory=time.perf_counter)
     encoded: float = 0.0
     denoised: float = 0.0
     decoded: float = 0.0
+    tokens: int | None = None
 
 
 class HostPixels:
@@ -224,7 +233,7 @@ class Pipeline:
         arguments = self._conditioning.arguments(recipe, self.adapters.encoders_key, learned)
         self._conditioning.remember(shell, recipe, self.adapters.encoders_key)
         arguments |= self.references.arguments(references, is_guided=recipe.guidance_scale > 1)
-        timer.encoded = time.perf_counter()
+        timer.encoded, timer.tokens = time.perf_counter(), self._conditioning.tokens
 
         def after_step(_shell: Any, step: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
             timer.denoised = time.perf_counter()

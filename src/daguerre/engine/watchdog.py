@@ -26,13 +26,18 @@ class Watchdog:
         finally:
             self._since = None
 
+    @property
+    def seconds(self) -> float:
+        """How long the step at hand has taken; 0 between steps."""
+        since = self._since
+        return 0.0 if since is None else time.monotonic() - since
+
     def close(self) -> None:
         """Ends the thread."""
         self._is_closed.set()
 
     def _watch(self) -> None:
         while not self._is_closed.wait(min(0.5, self._budget / 4)):
-            since = self._since
-            if since is not None and time.monotonic() - since > self._budget:
+            if self.seconds > self._budget:
                 self._on_hang()
                 return

@@ -8,6 +8,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from daguerre.errors import BodyTooLarge, HostNotAllowed
 from daguerre.http import problems
 from daguerre.job import new_id
+from daguerre.telemetry.request import request_id
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
@@ -33,6 +34,7 @@ class RequestId:
         given = dict(scope["headers"]).get(b"x-request-id", b"")
         name = given if _REQUEST_ID.fullmatch(given) else new_id().encode()
         scope["request_id"] = name.decode()
+        request_id.set(name.decode())
 
         async def send_named(message: Message) -> None:
             if message["type"] == "http.response.start":

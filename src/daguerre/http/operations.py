@@ -24,7 +24,7 @@ async def livez(_request: Request[State]) -> Response:
 
 async def readyz(request: Request[State]) -> Response:
     """``GET /readyz``: a picture asked for now would be painted."""
-    error = _unready(request.state)
+    error = unready(request.state)
     if error is not None:
         raise error
     return _json({"status": "ready"})
@@ -33,7 +33,7 @@ async def readyz(request: Request[State]) -> Response:
 async def health(request: Request[State]) -> Response:
     """``GET /health``: what a person wants to know; always 200, ``status`` tells."""
     state = request.state
-    error = _unready(state)
+    error = unready(state)
     engine, service = state["dispatch"].state, state["service"]
     return _json(
         {
@@ -49,7 +49,7 @@ async def health(request: Request[State]) -> Response:
     )
 
 
-def _unready(state: State) -> DaguerreError | None:
+def unready(state: State) -> DaguerreError | None:
     """Why the server cannot paint now, if it cannot."""
     refusal = state["service"].refusal
     engine = state["dispatch"].state

@@ -13,6 +13,7 @@ from daguerre.http.images import output
 from daguerre.http.loras import load as load_lora
 from daguerre.http.loras import loras
 from daguerre.http.loras import unload as unload_lora
+from daguerre.http.metrics import metrics, usage
 from daguerre.http.models import capabilities, load, model, models, schedulers, styles, unload
 from daguerre.http.operations import health, livez, ping, readyz
 from daguerre.http.state import State
@@ -52,6 +53,8 @@ ROUTES: list[BaseRoute] = [
     *_under_v1("/styles", styles, "GET"),
     *_under_v1("/capabilities", capabilities, "GET"),
     Route("/outputs/{filename}", output),
+    Route("/metrics", metrics),
+    *_under_v1("/usage", usage, "GET"),
     Route("/ping", ping),
     Route("/health", health),
     Route("/livez", livez),

@@ -8,8 +8,10 @@ from daguerre.jobs.loras import LoraShelf
 from daguerre.jobs.models import Models
 from daguerre.jobs.retries import Retries
 from daguerre.jobs.service import JobService
+from daguerre.jobs.watch import Watch
 from daguerre.settings import Settings
 from daguerre.store.files import Files
+from daguerre.telemetry.metrics import Metrics
 
 
 class State(TypedDict):
@@ -23,4 +25,6 @@ class State(TypedDict):
     retries: Retries
     files: Files
     codec: ThreadPoolExecutor
+    metrics: Metrics
+    watch: Watch
     checkpoints: dict[str, str]  # the models that clients of AUTOMATIC1111's API have chosen, by client

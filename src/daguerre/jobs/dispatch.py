@@ -51,6 +51,16 @@ class Gathered:
 
     images: dict[int, Image] = dataclasses.field(default_factory=dict)
     timings: Timings = dataclasses.field(default_factory=Timings)
+    device_seconds: float = 0.0
+    memory_peak: int | None = None
+
+    def add(self, painted: Painted, image: Image, png_seconds: float) -> None:
+        """One more picture."""
+        self.images[painted.index] = image
+        self.timings = _added(self.timings, painted, png_seconds)
+        self.device_seconds += painted.device_seconds
+        if painted.memory_peak is not None:
+            self.memory_peak = max(painted.memory_peak, self.memory_peak or 0)
 
 
 class Dispatch:
@@ -173,8 +183,7 @@ class Dispatch:
             log.exception("job %s: its picture could not be written", job.id)
             await self._fail(job, JobFailed("the picture could not be written; the server's log says why"))
         else:
-            gathered.images[painted.index] = image
-            gathered.timings = _added(gathered.timings, painted, seconds)
+            gathered.add(painted, image, seconds)
             if job.id not in self._in_engine:  # the job was ended while this was written
                 await self._drop(gathered)
             elif len(gathered.images) == job.recipe.count:
@@ -186,6 +195,8 @@ class Dispatch:
             job.id,
             images=tuple(gathered.images[index] for index in sorted(gathered.images)),
             timings=msgspec.structs.replace(gathered.timings, queue=queued),
+            device_seconds=gathered.device_seconds,
+            memory_peak=gathered.memory_peak,
         )
         if is_done:
             gathered.images.clear()

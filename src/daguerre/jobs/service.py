@@ -5,6 +5,7 @@ import contextlib
 import logging
 import random
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -37,6 +38,8 @@ from daguerre.jobs.sources import Sources
 from daguerre.loras import Loras
 from daguerre.store.files import Files
 from daguerre.store.jobs import JobRows, Key
+from daguerre.store.usage import Usage
+from daguerre.telemetry.request import request_id
 
 log = logging.getLogger(__name__)
 
@@ -107,6 +110,15 @@ class JobService:
         self._deadlines: dict[str, asyncio.TimerHandle] = {}
         self._forecast = Forecast()
         self._refusal: DaguerreError | None = None
+        self._listeners: list[Callable[[Job], None]] = []
+
+    def listen(self, listener: Callable[[Job], None]) -> None:
+        """From now on it hears of every job whose state has changed."""
+        self._listeners.append(listener)
+
+    def _tell(self, job: Job) -> None:
+        for listener in self._listeners:
+            listener(job)
 
     @property
     def unfinished(self) -> list[Job]:
@@ -116,6 +128,16 @@ class JobService:
     def unfinished_of(self, client: str) -> list[Job]:
         """A client's jobs that are waiting or running, the oldest first."""
         return [self._jobs[job_id] for job_id in self._line.of(client)]
+
+    @property
+    def unfinished_count(self) -> int:
+        """How many jobs wait or run."""
+        return len(self._line)
+
+    def counts(self) -> dict[Status, int]:
+        """How many jobs are in each state, of those that are kept."""
+        found = Counter(job.status for job in self._jobs.values())
+        return {status: found[status] for status in Status}
 
     @property
     def waiting(self) -> int:
@@ -173,6 +195,7 @@ class JobService:
         self._line.put(job)
         self.queue.put(job.id)
         self._set_deadline(job.id, min(self._timeouts.wait, self._timeouts.total))
+        self._tell(self._jobs[job.id])
 
     def _sweep(self) -> None:
         """Forgets the rows whose epitaphs have stood long enough, now and from time to time."""
@@ -224,6 +247,7 @@ class JobService:
         if not self._jobs[job.id].status.is_final:  # else it was ended meanwhile
             self.queue.put(job.id)
             self._set_deadline(job.id, min(self._timeouts.wait, self._timeouts.total))
+            self._tell(job)
         return self._jobs[job.id]
 
     def _made(self, draft: recipe.Draft, inputs: Inputs | None, client: str, *, is_attached: bool) -> Job:
@@ -238,7 +262,14 @@ class JobService:
         whole = self.sources.completed(whole, draft, model)
         if self.waiting >= self.limits.queue:
             raise QueueFull(f"{self.limits.queue} jobs are waiting already", self._forecast.seconds_a_job)
-        return Job(id=new_id(), recipe=whole, created_at=time.time(), client=client, is_attached=is_attached)
+        return Job(
+            id=new_id(),
+            recipe=whole,
+            created_at=time.time(),
+            client=client,
+            is_attached=is_attached,
+            request_id=request_id.get(),
+        )
 
     async def _known(self, digest: str, known_digest: str, job_id: str) -> Job:
         """The job that a key stands for. It may still be on its way to the disk, and never arrive."""
@@ -331,6 +362,14 @@ class JobService:
         self.failed(job_id, error)
         return True
 
+    async def usage(self, client: str) -> Usage:
+        """What a client's pictures have taken so far.
+
+        Raises:
+            StorageFailed: it cannot be read.
+        """
+        return await self._rows.usage(client)
+
     # What dispatch tells of a job. Late news of a job that has ended are dropped.
 
     def changed(self, job_id: str, **changes: object) -> Job | None:
@@ -341,9 +380,10 @@ class JobService:
         job = self._jobs[job_id] = msgspec.structs.replace(before, **changes)
         if job.status is not before.status:
             self._rows.put(job)
-        if job.status.is_final:
-            self._finished(job)
-        else:
+            if job.status.is_final:
+                self._finished(job)
+            self._tell(job)
+        if not job.status.is_final:
             self._line.put(job)
         self._hub.publish(job)
         return job
@@ -404,6 +444,7 @@ class JobService:
         self._jobs[job_id] = job
         self._forecast.done(job)
         self._finished(job)
+        self._tell(job)
         self._hub.publish(job)
         return True
 
@@ -455,7 +496,10 @@ class JobService:
         if not self.queue.remove(job.id):
             self._cancel_run(job.id, Draining())
         attempts = job.attempts - (job.status is Status.RUNNING)
-        self._rows.put(msgspec.structs.replace(job, status=Status.QUEUED, started_at=None, step=0, attempts=attempts))
+        left = msgspec.structs.replace(job, status=Status.QUEUED, started_at=None, step=0, attempts=attempts)
+        self._rows.put(left)
+        if job.status is not left.status:
+            self._tell(left)
         self._line.remove(job)
         self._deadlines.pop(job.id).cancel()
         self._hub.leave(job.id)

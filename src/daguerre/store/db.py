@@ -122,18 +122,33 @@ class Database:
 
 
 def _migrate(connection: sqlite3.Connection, path: Path) -> None:
-    """Brings the file up to date, step by step, each in a transaction; a copy of what was there is made first."""
-    (version,) = connection.execute("PRAGMA user_version").fetchone()
-    steps = sorted(
-        file
-        for file in resources.files("daguerre.store").joinpath("migrations").iterdir()
-        if file.name.endswith(".sql")
-    )  # type: ignore[type-var]
-    if version > len(steps):
+    """Brings the file up to date, step by step, each in a transaction; a copy of what was there is made first.
+
+    A file knows the names of the steps that it has been through: one that came in late is taken all the same.
+    """
+    folder = resources.files("daguerre.store").joinpath("migrations")
+    steps = {file.name: file for file in folder.iterdir() if file.name.endswith(".sql")}
+    done = _steps_done(connection, sorted(steps))
+    if not done <= steps.keys():
         raise StorageFailed(f"{path.name} was written by a newer Daguerre")
-    if 0 < version < len(steps):
+    missing = sorted(steps.keys() - done)
+    if done and missing:
         with sqlite3.connect(path.with_suffix(f".before-{len(steps)}.db")) as copy:
             connection.backup(copy)
         copy.close()
-    for number, step in enumerate(steps[version:], version + 1):
-        connection.executescript(f"BEGIN; {step.read_text()}; PRAGMA user_version = {number}; COMMIT;")
+    for name in missing:
+        done.add(name)
+        names = ", ".join(f"('{name}')" for name in sorted(done))
+        noted = f"{_STEPS}; INSERT OR IGNORE INTO steps VALUES {names}; PRAGMA user_version = {len(done)}"  # noqa: S608 - our own files' names
+        connection.executescript(f"BEGIN; {steps[name].read_text()}; {noted}; COMMIT;")
+
+
+_STEPS = "CREATE TABLE IF NOT EXISTS steps (name TEXT PRIMARY KEY) STRICT"
+
+
+def _steps_done(connection: sqlite3.Connection, known: list[str]) -> set[str]:
+    """The steps that a file has been through; an older file tells only how many."""
+    if connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'steps'").fetchone() is not None:
+        return {name for (name,) in connection.execute("SELECT name FROM steps")}
+    (count,) = connection.execute("PRAGMA user_version").fetchone()
+    return set(known[:count]) if count <= len(known) else {"more than are known"}

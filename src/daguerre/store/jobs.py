@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 import msgspec
 
-from daguerre.job import Job
+from daguerre.job import Job, Status
+from daguerre.store import usage
 from daguerre.store.db import Database
 
 
@@ -58,8 +59,18 @@ class JobRows:
             if job.status.is_final:
                 connection.execute("DELETE FROM inputs WHERE job_id = ?", (job_id,))
                 connection.execute("DELETE FROM reference_images WHERE job_id = ?", (job_id,))
+            if job.status is Status.SUCCEEDED:
+                usage.add(connection, job)
 
         return self._database.post(change)
+
+    async def usage(self, client: str) -> usage.Usage:
+        """What the pictures of a client have taken so far.
+
+        Raises:
+            StorageFailed: it cannot be read.
+        """
+        return await usage.of(self._database, client)
 
     async def settled(self) -> None:
         """Returns when everything that was asked for before is durable, or has failed."""
