@@ -11,12 +11,18 @@ from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect
 
 from daguerre import catalog as catalogs
+from daguerre.auth import authenticator
 from daguerre.engine import Budgets, Engine, Event, Tuning
 from daguerre.errors import DaguerreError
 from daguerre.http import problems
+from daguerre.http.access import guarded
+from daguerre.http.audit import Audit
 from daguerre.http.gate import BodyLimit, HostCheck, RequestId
+from daguerre.http.origins import OriginCheck, cross_origin
+from daguerre.http.proxies import Proxies, networks
 from daguerre.http.routes import ROUTES
 from daguerre.http.state import State
+from daguerre.jobs.allowances import Allowances
 from daguerre.jobs.dispatch import Dispatch
 from daguerre.jobs.loras import LoraShelf
 from daguerre.jobs.models import Models, Pulling
@@ -27,6 +33,7 @@ from daguerre.settings import Settings
 from daguerre.store.db import Database
 from daguerre.store.files import Files
 from daguerre.store.jobs import JobRows
+from daguerre.store.keys import KeyRows
 
 #: Threads that encode pictures and parse large bodies.
 CODEC_THREADS = 2
@@ -39,16 +46,21 @@ class Daguerre(Starlette):
         self._settings = settings
         self._on_fault = on_fault
         # Before anything listens: a start that cannot succeed is to end with its reason.
+        authenticator.check(settings)
+        trusted = networks(settings.trusted_proxies)
         self._catalog = catalogs.read(settings.weights, settings.default_model)
         self._catalog.model()
         self._loras = Loras(settings.weights)
         self._service: JobService | None = None
         super().__init__(
-            routes=ROUTES,
+            routes=guarded(ROUTES),
             lifespan=self._lifespan,
             middleware=[
+                Middleware(Proxies, trusted=trusted),
                 Middleware(RequestId),
                 Middleware(HostCheck, allowed=(settings.host, *settings.allowed_hosts)),
+                *cross_origin(settings.cors_origins),
+                Middleware(OriginCheck, allowed=settings.cors_origins),
                 Middleware(BodyLimit, limit=settings.body_limit),
             ],
             exception_handlers={
@@ -100,10 +112,13 @@ class Daguerre(Starlette):
             JobRows(database),
             files,
             engine.cancel,
-            limits=Limits(settings.queue_limit, settings.least_disk),
+            limits=Limits(settings.queue_limit, settings.least_disk, settings.client_limit),
+            allowances=Allowances(settings.rate_limit),
             timeouts=Timeouts(settings.wait_timeout, settings.run_timeout, settings.job_timeout),
             result_ttl=settings.result_ttl,
         )
+        service.queue.at_once = settings.client_runs
+        doors = authenticator.Authenticator(settings, KeyRows(database))
         pulling = Pulling(settings.weights, settings.hub_endpoint) if settings.allow_pull else None
         shelf = LoraShelf(engine, service)
         models = Models(self._catalog, engine, service, pulling)
@@ -121,6 +136,8 @@ class Daguerre(Starlette):
                 models=models,
                 loras=shelf,
                 retries=retries,
+                authenticator=doors,
+                audit=Audit(),
                 files=files,
                 codec=codec,
                 checkpoints={},
@@ -129,6 +146,7 @@ class Daguerre(Starlette):
             await self.drain()
             feeding.cancel()
             await models.close()
+            await doors.close()
             await asyncio.gather(feeding, return_exceptions=True)
             # The engine is a daemon: one that hangs in a device call does not hold the exit.
             await asyncio.to_thread(engine.close, 5.0)

@@ -76,6 +76,7 @@ class Job(msgspec.Struct, frozen=True):
     images: tuple[Image, ...] = ()
     error: Failure | None = None
     timings: Timings = Timings()
+    is_urgent: bool = False  # it goes before others
 
 
 def new_id(now: float | None = None) -> str:

@@ -1,6 +1,7 @@
 """The database: what is told to be durable is, one bad change is undone alone, and old files are brought up to date."""
 
 import asyncio
+import shutil
 import sqlite3
 import threading
 from collections.abc import Iterator
@@ -70,9 +71,9 @@ def test_a_job_comes_back_as_it_was(database: Database) -> None:
         assert await rows.remembered(20.0) == [done]
         assert await rows.remembered(20.1) == []
         assert await rows.pictures(job.id) is None
-        assert await rows.is_known(job.id)
+        assert await rows.client_of(job.id) is not None
         rows.drop(20.1)
-        assert not await rows.is_known(job.id)
+        assert await rows.client_of(job.id) is None
         assert await rows.keys() == []
 
     asyncio.run(play())
@@ -184,17 +185,16 @@ def test_an_old_file_is_copied_then_brought_up_to_date(tmp_path: Path, monkeypat
     path = tmp_path / "daguerre.db"
     Database(path).close()
     new = tmp_path / "steps"
-    (new / "migrations").mkdir(parents=True)
-    first = Path(__file__).parents[2] / "src" / "daguerre" / "store" / "migrations" / "0001.sql"
-    (new / "migrations" / "0001.sql").write_text(first.read_text())
-    (new / "migrations" / "0002.sql").write_text("CREATE TABLE more (a INTEGER) STRICT;")
+    shutil.copytree(Path(__file__).parents[2] / "src" / "daguerre" / "store" / "migrations", new / "migrations")
+    latest = len(list((new / "migrations").iterdir())) + 1
+    (new / "migrations" / f"{latest:04}.sql").write_text("CREATE TABLE more (a INTEGER) STRICT;")
     with monkeypatch.context() as patch:
         patch.setattr("daguerre.store.db.resources.files", lambda _: new)
         Database(path).close()
     connection = sqlite3.connect(path)
     assert "more" in _tables(connection)
     connection.close()
-    copy = sqlite3.connect(tmp_path / "daguerre.before-2.db")
+    copy = sqlite3.connect(tmp_path / f"daguerre.before-{latest}.db")
     assert "jobs" in _tables(copy)
     assert "more" not in _tables(copy)
     copy.close()

@@ -70,7 +70,7 @@ def test_jobs_are_taken_up_in_their_order(tmp_path: Path) -> None:
         assert [await service.queue.take() for _ in mine] == mine
         assert [job.status for job in service.unfinished] == [Status.QUEUED] * 3
         (gone,) = [job.id for job in left if job.is_attached]
-        assert (await service.expect(gone)).status is Status.CANCELLED
+        assert (await service.expect(gone, None)).status is Status.CANCELLED
         await service.settled()
         assert {job.status for job in await rows.remembered(0) if job.id == gone} == {Status.CANCELLED}
 
@@ -93,7 +93,7 @@ def test_a_job_that_kills_its_process_ends(tmp_path: Path, deaths: int) -> None:
 
     async def after(service: JobService, _rows: JobRows) -> None:
         await service.recover()
-        found = await service.expect(job.id)
+        found = await service.expect(job.id, None)
         assert found.attempts == deaths
         if deaths < ATTEMPTS:
             assert found.status is Status.QUEUED
@@ -147,7 +147,7 @@ def test_no_one_is_told_of_a_job_before_it_is_durable(tmp_path: Path) -> None:
         await asyncio.sleep(0)
         second = asyncio.ensure_future(service.submit(draft, inputs, "ada", key, is_attached=False))
         job = await second
-        assert await rows.is_known(job.id)
+        assert await rows.client_of(job.id) is not None
         assert (await first).id == job.id
         with pytest.raises(KeyReused):
             await service.submit(draft, inputs, "ada", Key("ada", "k", "another"), is_attached=False)

@@ -67,6 +67,7 @@ class Submission:
     mask: NDArray[np.uint8] | None = None  # [H, W], 255 is painted anew
     client: str = ""
     adapters: tuple[tuple[Adapter, float], ...] = ()  # each with its weight
+    is_urgent: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -595,6 +596,7 @@ def _waiting(painting: Painting, call: "Call") -> Waiting:
         forwards=max(1, painting.forwards),
         since=painting.since,
         client=painting.submission.client,
+        is_urgent=painting.submission.is_urgent,
     )
 
 
@@ -617,6 +619,7 @@ def _entrant(painting: Painting) -> Entrant:
         rows=2 if painting.submission.recipe.guidance_scale > 1 else 1,
         since=painting.since,
         client=painting.submission.client,
+        is_urgent=painting.submission.is_urgent,
     )
 
 

@@ -16,6 +16,7 @@ SECURITY_HEADERS = [
     (b"x-content-type-options", b"nosniff"),
     (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'; sandbox"),
     (b"referrer-policy", b"no-referrer"),
+    (b"x-frame-options", b"DENY"),
 ]
 
 
@@ -106,7 +107,7 @@ class BodyLimit:
                 received += len(message.get("body", b""))
                 if max(received, announced) > self._limit:
                     if message.get("more_body"):
-                        await _discard(receive)
+                        await discard(receive)
                     raise self._too_large()
             return message
 
@@ -116,7 +117,7 @@ class BodyLimit:
         return BodyTooLarge(f"the body is larger than {self._limit} bytes")
 
 
-async def _discard(receive: Receive) -> None:
+async def discard(receive: Receive) -> None:
     """Reads a body to its end; the receive deadline bounds how long that can take."""
     while (message := await receive())["type"] == "http.request" and message.get("more_body"):
         pass

@@ -80,6 +80,7 @@ class Dispatch:
                 await self._is_idle.wait()
             job = self._service.find(job_id)
             if job is None or job.status.is_final:
+                self._service.queue.done(job_id)
                 continue
             self._in_engine[job_id] = Gathered()
             self._is_idle.clear()
@@ -99,10 +100,10 @@ class Dispatch:
         model = self._service.catalog.model(recipe.model)
         adapters = self._service.loras.adapters(recipe.loras)
         if inputs is None:
-            return Submission(job.id, recipe, model, client=job.client, adapters=adapters)
+            return Submission(job.id, recipe, model, None, None, job.client, adapters, job.is_urgent)
         loop = asyncio.get_running_loop()
         image, mask = await loop.run_in_executor(self._codec, inputs.fitted, (recipe.width, recipe.height))
-        return Submission(job.id, recipe, model, image, mask, job.client, adapters)
+        return Submission(job.id, recipe, model, image, mask, job.client, adapters, job.is_urgent)
 
     def cancel(self, job_id: str, error: DaguerreError) -> None:
         """Stops a job that the engine has."""
@@ -201,6 +202,7 @@ class Dispatch:
     async def _leave(self, job_id: str) -> None:
         """The engine has nothing more of this job; pictures of one that did not succeed are nobody's."""
         gathered = self._in_engine.pop(job_id, None)
+        self._service.queue.done(job_id)
         if len(self._in_engine) < AHEAD:
             self._has_room.set()
         if not self._in_engine:

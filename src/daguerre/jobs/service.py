@@ -2,10 +2,11 @@
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import random
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -14,6 +15,7 @@ import msgspec
 from daguerre import recipe
 from daguerre.catalog import Catalog
 from daguerre.errors import (
+    ClientLimit,
     DaguerreError,
     DiskLow,
     Draining,
@@ -28,6 +30,7 @@ from daguerre.errors import (
     StorageFailed,
 )
 from daguerre.job import Failure, Job, Status, new_id
+from daguerre.jobs.allowances import Allowances
 from daguerre.jobs.forecast import Forecast, Place
 from daguerre.jobs.hub import Hub, News
 from daguerre.jobs.inputs import Inputs
@@ -57,10 +60,14 @@ class Timeouts:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What is refused: more jobs that wait than this, and any job while the disk has less room than this, in bytes."""
+    """What is refused: more jobs that wait than this, and any job while the disk has less room than this, in bytes.
+
+    ``client``: more unfinished jobs of one client than this, if it is not 0.
+    """
 
     queue: int
     least_disk: int
+    client: int = 0
 
 
 class JobService:
@@ -81,10 +88,12 @@ class JobService:
         limits: Limits,
         timeouts: Timeouts,
         result_ttl: float,
+        allowances: Allowances | None = None,
     ) -> None:
         self.catalog = catalog
         self.loras = loras
         self.queue = Queue()
+        self.allowances = allowances or Allowances(0)
         self.limits = limits
         self._hub = Hub()
         self._rows = rows
@@ -164,7 +173,7 @@ class JobService:
         if pictures is not None:
             self._inputs[job.id] = await asyncio.to_thread(Inputs.unpacked, pictures)
         self._jobs[job.id] = msgspec.structs.replace(job, status=Status.QUEUED, started_at=None, step=0)
-        self.queue.put(job.id)
+        self.queue.put(job.id, job.client, is_urgent=job.is_urgent)
         self._set_deadline(job.id, min(self._timeouts.wait, self._timeouts.total))
 
     def _sweep(self) -> None:
@@ -183,6 +192,7 @@ class JobService:
         key: Key | None = None,
         *,
         is_attached: bool = True,
+        is_urgent: bool = False,
     ) -> Job:
         """Accepts a client's job and queues it: when this returns, it is durable.
 
@@ -192,12 +202,13 @@ class JobService:
             InvalidRecipe: the model cannot do what is asked.
             ModelNotFound: there is no such model.
             KeyReused: the key has come with another request.
-            QueueFull, Draining, NotReady, DiskLow, StorageFailed: not now.
+            QueueFull, ClientLimit, RateLimited, Draining, NotReady, DiskLow, StorageFailed: not now.
         """
         known = None if key is None else self._keys.get((key.client, key.name))
         if key is not None and known is not None:
             return await self._known(key.digest, *known)
-        job = self._made(draft, inputs, client, is_attached=is_attached)
+        job = self._made(draft, inputs, client, is_attached=is_attached, is_urgent=is_urgent)
+        await self.allowances.take(client, job.recipe)
         self._jobs[job.id] = job
         self._unfinished[job.id] = None
         accepting = self._accepting[job.id] = asyncio.Event()
@@ -215,11 +226,13 @@ class JobService:
         if inputs is not None:
             self._inputs[job.id] = inputs
         if not self._jobs[job.id].status.is_final:  # else it was ended meanwhile
-            self.queue.put(job.id)
+            self.queue.put(job.id, client, is_urgent=is_urgent)
             self._set_deadline(job.id, min(self._timeouts.wait, self._timeouts.total))
         return self._jobs[job.id]
 
-    def _made(self, draft: recipe.Draft, inputs: Inputs | None, client: str, *, is_attached: bool) -> Job:
+    def _made(
+        self, draft: recipe.Draft, inputs: Inputs | None, client: str, *, is_attached: bool, is_urgent: bool
+    ) -> Job:
         refusal = self.refusal
         if refusal is not None:
             raise refusal
@@ -230,7 +243,13 @@ class JobService:
         whole = recipe.resolve(draft, model, seed, self.catalog.styles, size, chosen)
         if self.waiting >= self.limits.queue:
             raise QueueFull(f"{self.limits.queue} jobs are waiting already", self._forecast.seconds_a_job)
-        return Job(id=new_id(), recipe=whole, created_at=time.time(), client=client, is_attached=is_attached)
+        if 0 < self.limits.client <= len(self.unfinished_of(client)):
+            message = f"{self.limits.client} jobs of yours are unfinished already"
+            raise ClientLimit(message, self._forecast.seconds_a_job)
+        now = time.time()
+        return Job(
+            id=new_id(), recipe=whole, created_at=now, client=client, is_attached=is_attached, is_urgent=is_urgent
+        )
 
     async def _known(self, digest: str, known_digest: str, job_id: str) -> Job:
         """The job that a key stands for. It may still be on its way to the disk, and never arrive."""
@@ -241,7 +260,7 @@ class JobService:
             await accepting.wait()
             if job_id not in self._jobs:
                 raise StorageFailed
-        return await self.expect(job_id)
+        return await self.expect(job_id, None)
 
     def _withdraw(self, job: Job, key: Key | None) -> None:
         """A job that could not be written down was never there."""
@@ -260,17 +279,24 @@ class JobService:
         """The job's present state, while it is kept."""
         return self._jobs.get(job_id)
 
-    async def expect(self, job_id: str) -> Job:
-        """The job's present state.
+    async def expect(self, job_id: str, owner: str | None) -> Job:
+        """The present state of an owner's job; of anybody's where no owner is given.
 
         Raises:
-            JobNotFound: there has never been one of that id, or long ago.
+            JobNotFound: the owner never had one of that id, or long ago.
             ResultExpired: its result is no longer kept.
         """
         job = self._jobs.get(job_id)
-        if job is not None:
-            return job
-        raise ResultExpired if await self._rows.is_known(job_id) else JobNotFound
+        client = job.client if job is not None else await self._rows.client_of(job_id)
+        if client is None or owner not in (None, client):
+            raise JobNotFound
+        if job is None:
+            raise ResultExpired
+        return job
+
+    async def client_of_picture(self, filename: str) -> str | None:
+        """Whose the picture of that name is, for as long as its file is there."""
+        return await self._rows.client_of_picture(filename)
 
     def jobs_of(self, client: str) -> list[Job]:
         """A client's jobs that are kept, the newest first: ids sort by their age."""
@@ -279,11 +305,16 @@ class JobService:
 
     def place(self, job: Job) -> Place:
         """Where an unfinished job stands, and how many seconds it is likely to take yet."""
-        return self._forecast.place(job, self.unfinished)
+        return self._forecast.place(job, self._in_order())
 
     def places(self) -> dict[str, Place]:
-        """The same of all unfinished jobs at once, in the order in which they came."""
-        return dict(self._forecast.places(self.unfinished))
+        """The same of all unfinished jobs at once, in the order in which they are likely to begin."""
+        return dict(self._forecast.places(self._in_order()))
+
+    def _in_order(self) -> Iterator[Job]:
+        """The unfinished jobs: those that the engine has, then those that wait, as their turns come."""
+        given = [self._jobs[job_id] for job_id in self._unfinished if job_id not in self.queue]
+        return itertools.chain(given, (self._jobs[job_id] for job_id in self.queue.ordered()))
 
     def inputs(self, job_id: str) -> Inputs | None:
         """The pictures that an unfinished job starts from."""
