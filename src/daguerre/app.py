@@ -17,7 +17,7 @@ from daguerre.errors import DaguerreError
 from daguerre.http import problems
 from daguerre.http.access import guarded
 from daguerre.http.audit import Audit
-from daguerre.http.gate import BodyLimit, HostCheck, RequestId
+from daguerre.http.gate import BodyLimit, Framing, HostCheck, RequestId
 from daguerre.http.origins import OriginCheck, cross_origin
 from daguerre.http.proxies import Proxies, networks
 from daguerre.http.routes import ROUTES
@@ -58,6 +58,7 @@ class Daguerre(Starlette):
             middleware=[
                 Middleware(Proxies, trusted=trusted),
                 Middleware(RequestId),
+                Middleware(Framing),
                 Middleware(HostCheck, allowed=(settings.host, *settings.allowed_hosts)),
                 *cross_origin(settings.cors_origins),
                 Middleware(OriginCheck, allowed=settings.cors_origins),

@@ -27,7 +27,7 @@ class Audit:
             del self._from[next(iter(self._from))]
         if times & (times - 1) == 0:
             who = f"{client} at {address}" if client else address
-            log.warning("refused %s: %s, %d times so far, now at %s", who, reason, times, route)
+            log.warning("refused %s: %s (%d so far), now at %s", who, reason, times, route)
 
     def act(self, client: str, address: str, method: str, route: str, status: int) -> None:
         """Somebody changed something that is not theirs alone."""

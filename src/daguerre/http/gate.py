@@ -5,7 +5,7 @@ import re
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from daguerre.errors import BodyTooLarge, HostNotAllowed
+from daguerre.errors import BodyTooLarge, HostNotAllowed, MalformedBody
 from daguerre.http import problems
 from daguerre.job import new_id
 
@@ -73,6 +73,34 @@ class HostCheck:
         except ValueError:
             return False
         return True
+
+
+class Framing:
+    """Lets nothing hide behind a body: where its end can be read in two ways, what follows may be meant as a request.
+
+    A length beside chunks is refused, and after chunks the connection is closed (RFC 9112, 6.1 and 11.2).
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serves one connection."""
+        names = {name for name, _ in scope["headers"]} if scope["type"] == "http" else set()
+        if b"transfer-encoding" not in names:
+            await self._app(scope, receive, send)
+            return
+
+        async def send_last(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", ()), (b"connection", b"close")]
+            await send(message)
+
+        if b"content-length" in names:
+            error = MalformedBody("a body is either chunked or has a length")
+            await problems.answer(error, scope["request_id"])(scope, receive, send_last)
+        else:
+            await self._app(scope, receive, send_last)
 
 
 class BodyLimit:
