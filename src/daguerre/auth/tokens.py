@@ -19,6 +19,8 @@ from daguerre.principal import SCOPES, Principal
 REQUIRED = ["exp", "iss", "aud", "sub"]
 #: Characters that a sub may have.
 LONGEST_SUBJECT = 255
+#: Seconds that a token may be good for yet: it cannot be taken back.
+LONGEST_LIFE = 366 * 24 * 3600.0
 #: Seconds that the clocks of two machines may be apart.
 LEEWAY = 10.0
 #: Seconds after which keys are read anew, and between two readings for the sake of an unknown one.
@@ -172,9 +174,9 @@ class Tokens:
             leeway=LEEWAY,
             options={"require": REQUIRED},
         )
-        # The library lets a text or an infinity be a time, and is content with any sub.
+        # The library lets a text be a time, or any number, and is content with any sub.
         expires, subject = claims["exp"], claims["sub"]
-        if isinstance(expires, bool) or not isinstance(expires, int | float) or not math.isfinite(expires):
+        if isinstance(expires, bool) or not isinstance(expires, int | float) or expires > time.time() + LONGEST_LIFE:
             raise jwt.DecodeError("exp")
         if not isinstance(subject, str) or not 0 < len(subject) <= LONGEST_SUBJECT or not subject.isprintable():
             raise jwt.DecodeError("sub")
