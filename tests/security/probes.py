@@ -3,9 +3,12 @@
 Against a naive server there are some: ``test_naive.py`` shows that each probe can fail.
 """
 
+import asyncio
+import itertools
 import socket
 import time
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import doors
 import httpx
@@ -22,7 +25,7 @@ def bad_credentials(keys: Mapping[str, str]) -> dict[str, dict[str, str]]:
     good, now = keys["painter"], int(time.time())
     forged = good[:-8] + ("A" * 8 if not good.endswith("A" * 8) else "B" * 8)
     signed = doors.token().rpartition(".")[0]
-    bad = {
+    return {
         "none": {},
         "empty": {"authorization": ""},
         "malformed": doors.bearer("dgr_x"),
@@ -59,7 +62,6 @@ def bad_credentials(keys: Mapping[str, str]) -> dict[str, dict[str, str]]:
             doors.token("a-key-that-the-token-brings-along-012345", header={"jwk": {"kty": "oct", "k": "AAAA"}})
         ),
     }
-    return dict(bad.items())
 
 
 def walk(address: str, routes: Iterable[BaseRoute], params: Mapping[str, str], headers: Mapping[str, str]) -> list[str]:
@@ -182,6 +184,9 @@ def tricks(port: int) -> list[str]:
             f"{path} {line}": f"GET {path} HTTP/1.1\r\nhost: localhost\r\n{line}\r\nconnection: close\r\n\r\n"
             for line in DISGUISES
         }
+    # An address that is put together from the Host header reads /ping here.
+    for host in ("localhost/ping?", "localhost/ping#", "localhost:80/ping?x=", "x@localhost/ping;"):
+        tried[f"host {host}"] = f"GET /v1/jobs HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n"
     tried["HTTP/1.0"] = "GET /v1/jobs HTTP/1.0\r\n\r\n"
     tried["HTTP/0.9"] = "GET /v1/jobs\r\n\r\n"
     return [name for name, request in tried.items() if _reached(raw(port, request.encode()))]
@@ -223,3 +228,44 @@ def smuggled(port: int, key: str) -> list[str]:
         "a NUL in a header": f"{first}x: a\0b\r\ncontent-length: 0\r\n\r\n{hidden}",
     }
     return [name for name, request in tried.items() if b'"data"' in raw(port, request.encode(), seconds=2)]
+
+
+#: Every way to a job by its id, and to its picture by its name.
+WAYS = (
+    ("GET", "/v1/jobs/{id}"),
+    ("GET", "/v1/jobs/{id}/result"),
+    ("GET", "/v1/jobs/{id}/events"),
+    ("DELETE", "/v1/jobs/{id}"),
+    ("POST", "/v1/jobs/{id}/cancel"),
+    ("GET", "/queue/status/{id}"),
+    ("GET", "/result/{id}"),
+    ("GET", "/image/{id}"),
+    ("GET", "/status/{id}"),
+    ("GET", "/outputs/{filename}"),
+    ("GET", "/api/v1/jobs/{id}"),
+    ("GET", "/api/v1/jobs/{id}/result"),
+    ("GET", "/api/v1/jobs/{id}/events"),
+    ("DELETE", "/api/v1/jobs/{id}"),
+    ("POST", "/api/v1/jobs/{id}/cancel"),
+)
+
+
+async def crosswise(address: str, keys: Mapping[str, str], jobs: list[dict[str, Any]]) -> list[str]:
+    """Each user at each other's job by two of the ways, all ways in turns; gives what was not answered 404."""
+    ways = itertools.cycle(WAYS[1:])
+    passed: list[str] = []
+    async with httpx.AsyncClient(base_url=address, timeout=60) as client:
+
+        async def attempt(intruder: int, method: str, path: str) -> None:
+            answer = await client.request(method, path, headers=doors.bearer(keys[f"user{intruder}"]))
+            if answer.status_code != 404:
+                passed.append(f"user{intruder} {method} {path}: {answer.status_code}")
+
+        for intruder in range(len(jobs)):
+            tries = []
+            for owner, job in enumerate(jobs):
+                for method, path in (WAYS[0], next(ways)) if owner != intruder else ():
+                    named = path.format(id=job["id"], filename=job["images"][0]["filename"])
+                    tries.append(attempt(intruder, method, named))
+            await asyncio.gather(*tries)
+    return passed

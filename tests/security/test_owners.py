@@ -1,37 +1,18 @@
 """Fifty users and their jobs, crosswise: nobody sees, hears of, or ends what is another's."""
 
 import asyncio
-import itertools
 import json
 import time
 from typing import Any
 
 import doors
-import httpx
+import probes
 import pytest
 from doors import USERS, Gated
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
 SMALL = {"prompt": "a lake", "width": 64, "height": 64, "steps": 1, "guidance_scale": 1}
-#: Every way to a job by its id, and to its picture by its name.
-WAYS = (
-    ("GET", "/v1/jobs/{id}"),
-    ("GET", "/v1/jobs/{id}/result"),
-    ("GET", "/v1/jobs/{id}/events"),
-    ("DELETE", "/v1/jobs/{id}"),
-    ("POST", "/v1/jobs/{id}/cancel"),
-    ("GET", "/queue/status/{id}"),
-    ("GET", "/result/{id}"),
-    ("GET", "/image/{id}"),
-    ("GET", "/status/{id}"),
-    ("GET", "/outputs/{filename}"),
-    ("GET", "/api/v1/jobs/{id}"),
-    ("GET", "/api/v1/jobs/{id}/result"),
-    ("GET", "/api/v1/jobs/{id}/events"),
-    ("DELETE", "/api/v1/jobs/{id}"),
-    ("POST", "/api/v1/jobs/{id}/cancel"),
-)
 
 
 @pytest.fixture(scope="module")
@@ -50,37 +31,14 @@ def jobs(gated: Gated) -> list[dict[str, Any]]:
     return found
 
 
-async def _crosswise(gated: Gated, jobs: list[dict[str, Any]]) -> list[str]:
-    """Each user at each other's job by two of the ways, all ways in turns; gives what was not answered 404."""
-    ways = itertools.cycle(WAYS[1:])
-    passed: list[str] = []
-    async with httpx.AsyncClient(base_url=gated.live.address, timeout=60) as client:
-
-        async def attempt(intruder: int, method: str, path: str) -> None:
-            answer = await client.request(method, path, headers=doors.bearer(gated.keys[f"user{intruder}"]))
-            if answer.status_code != 404:
-                passed.append(f"user{intruder} {method} {path}: {answer.status_code}")
-
-        for intruder in range(USERS):
-            tries = []
-            for owner, job in enumerate(jobs):
-                if owner == intruder:
-                    continue
-                for method, path in (WAYS[0], next(ways)):
-                    named = path.format(id=job["id"], filename=job["images"][0]["filename"])
-                    tries.append(attempt(intruder, method, named))
-            await asyncio.gather(*tries)
-    return passed
-
-
 def test_no_way_leads_to_anothers_job_or_picture(gated: Gated, jobs: list[dict[str, Any]]) -> None:
     """404, the very answer for an id that there never was; and the owner still has all of it afterwards."""
-    assert asyncio.run(_crosswise(gated, jobs)) == []
+    assert asyncio.run(probes.crosswise(gated.live.address, gated.keys, jobs)) == []
     with gated.ask(gated.keys["user0"]) as intruder, gated.ask(gated.keys["user1"]) as owner:
         never = intruder.get("/v1/jobs/00000000-0000-7000-8000-000000000000").json()
         others = intruder.get(jobs[1]["links"]["self"]).json()
         assert {**never, "request_id": ""} == {**others, "request_id": ""}
-        for method, path in WAYS:
+        for method, path in probes.WAYS:
             named = path.format(id=jobs[1]["id"], filename=jobs[1]["images"][0]["filename"])
             assert owner.request(method, named).status_code == 200, (method, path)
 
