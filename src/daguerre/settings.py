@@ -82,7 +82,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     connection_limit: Annotated[int, Meta(ge=1)] = 10_000
     #: After SIGTERM, running jobs have this long to finish.
     grace_timeout: Seconds = 20.0
-    #: Ways to authenticate; none is for loopback only.
+    #: Ways to authenticate: keys, hub, jwt, joined by commas; none is for loopback only.
     auth: Annotated[str, Meta(pattern=r"^(none|(keys|hub|jwt)(,(keys|hub|jwt))*)$")] = "none"
     #: Pages of these origins, like https://paint.example, may use this server from browsers.
     cors_origins: tuple[str, ...] = ()
