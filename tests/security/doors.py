@@ -105,7 +105,7 @@ def revoke(data: Path, name: str) -> None:
     database.close()
 
 
-def token(secret: str = SECRET, algorithm: str = "HS256", header: dict[str, Any] | None = None, **claims: Any) -> str:
+def token(secret: Any = SECRET, algorithm: str = "HS256", header: dict[str, Any] | None = None, **claims: Any) -> str:
     """A JWT that is good but for what is said here; a claim that is None is left out."""
     about = {
         "sub": "carla",

@@ -85,7 +85,7 @@ def walk(address: str, routes: Iterable[BaseRoute], params: Mapping[str, str], h
 
 
 def _sendable(headers: Mapping[str, str]) -> Iterable[tuple[str, bytes]]:
-    return ((name, value.encode()) for name, value in headers.items())  # type: ignore[misc]
+    return ((name, value.encode()) for name, value in headers.items())
 
 
 def shake(address: str, path: str, headers: Mapping[str, str], subprotocols: list[str] | None = None) -> int:

@@ -8,6 +8,7 @@ import probes
 import pytest
 from doors import Gated
 from starlette.routing import Route, WebSocketRoute
+from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
 from daguerre.http.access import Access, guarded
@@ -128,6 +129,18 @@ def test_a_key_is_refused_as_soon_as_it_is_revoked(gated: Gated) -> None:
         assert client.get("/v1/jobs").status_code == 200
         doors.revoke(gated.data, "brief")
         assert client.get("/v1/jobs").status_code == 401
+
+
+def test_a_socket_that_is_open_takes_nothing_from_a_key_that_was_revoked(gated: Gated) -> None:
+    """Nor from a token that has run out meanwhile: the recipe begins no job."""
+    key = doors.make_keys(gated.data, {"leaving": (["generate"], None)})["leaving"]
+    url = gated.live.address.replace("http", "ws", 1) + "/v1/stream"
+    with connect(url, additional_headers=doors.bearer(key)) as socket:
+        doors.revoke(gated.data, "leaving")
+        socket.send('{"prompt": "x", "width": 64, "height": 64, "steps": 1}')
+        with pytest.raises(ConnectionClosed):
+            socket.recv(timeout=10)
+    assert socket.close_code == 1008
 
 
 def test_the_last_use_is_kept(gated: Gated) -> None:

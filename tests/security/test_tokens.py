@@ -49,7 +49,8 @@ def _identify(issuer: doors.WebServer, *credentials: str) -> list[Principal | ty
     """What becomes of each, one after the other."""
 
     async def scene() -> list[Principal | type[Exception]]:
-        tokens, found = Tokens(KeySet(issuer.address), doors.ISSUER, doors.AUDIENCE), []
+        tokens = Tokens(KeySet(issuer.address), doors.ISSUER, doors.AUDIENCE)
+        found: list[Principal | type[Exception]] = []
         for credential in credentials:
             try:
                 found.append(await tokens.identify(credential))

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from daguerre import catalog, recipe
-from daguerre.errors import KeyReused
+from daguerre.errors import JobNotFound, KeyReused, ResultExpired
 from daguerre.job import Job, Status, new_id
 from daguerre.jobs.inputs import Inputs
 from daguerre.jobs.service import ATTEMPTS, JobService, Limits, Timeouts
@@ -170,3 +170,37 @@ def test_places_are_those_of_a_line(tmp_path: Path) -> None:
         assert service.place(jobs[1]).position == 1
 
     _play(tmp_path, play)
+
+
+def test_places_follow_the_turns_of_clients(tmp_path: Path) -> None:
+    """The first job of a client who comes late stands before the second of one who came early; urgent ones lead."""
+
+    async def scene(service: JobService, _rows: JobRows) -> None:
+        early = [await service.submit(DRAFT, client="ada", is_attached=False) for _ in range(3)]
+        late = await service.submit(DRAFT, client="bea", is_attached=False)
+        assert [service.place(job).position for job in (*early, late)] == [1, 3, 4, 2]
+        urgent = await service.submit(DRAFT, client="cleo", is_attached=False, is_urgent=True)
+        assert [service.place(job).position for job in (*early, late, urgent)] == [2, 4, 5, 3, 1]
+        places = service.places()
+        assert {job.id: service.place(job) for job in (*early, late, urgent)} == places
+        assert [await service.queue.take() for _ in range(3)] == [urgent.id, early[0].id, late.id]
+
+    _play(tmp_path, scene)
+
+
+def test_an_owner_sees_what_is_his_own(tmp_path: Path) -> None:
+    """Another is answered as for a job that never was, even once it has expired and its row alone is left."""
+
+    async def before(service: JobService, rows: JobRows) -> None:
+        old = _job(client="ada", status=Status.SUCCEEDED, finished_at=time.time() - 120)
+        await rows.add(old, None, None)
+        await service.recover()
+        for owner, expected in (("ada", ResultExpired), (None, ResultExpired), ("bea", JobNotFound)):
+            with pytest.raises(expected):
+                await service.expect(old.id, owner)
+        job = await service.submit(DRAFT, client="ada", is_attached=False)
+        assert await service.expect(job.id, "ada") == await service.expect(job.id, None) == job
+        with pytest.raises(JobNotFound):
+            await service.expect(job.id, "bea")
+
+    _play(tmp_path, before)

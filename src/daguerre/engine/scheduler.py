@@ -262,6 +262,8 @@ class Shares:
 class Scheduler:
     """Shortest remaining work first, within fair shares; nobody starves, and no time is spent waiting for more calls.
 
+    What is urgent goes before all that is not, but for those that starve.
+
     A call costs the seconds of device time that its run still needs, times its client's weight, plus something where
     another place is needed. The cheapest leads; other calls of its key ride along, cheapest first, up to the rows that
     pay.

@@ -25,7 +25,7 @@ SPOKEN = {
     "/v1/images/": openai.failure,
     "/api/v1/images/": openai.failure,
 }
-#: Close code of a WebSocket that was not let in, where the server cannot answer with a status.
+#: Close code of a WebSocket whose credentials are not, or no longer, good.
 POLICY = 1008
 
 
@@ -63,7 +63,10 @@ class Access:
             await _hear_out(scope, receive)
             await self._refuse(error, scope, receive, send)
             return
-        await self._app(scope, receive, self._sending(scope, send, principal))
+        if scope["type"] == "websocket":
+            await self._app(scope, self._listening(scope, receive, send), send)
+        else:
+            await self._app(scope, receive, self._sending(scope, send, principal))
 
     async def _admit(self, scope: Scope) -> Principal:
         """Whoever asks, if that one may.
@@ -95,9 +98,24 @@ class Access:
         else:
             await _deny(scope, send, response)
 
+    def _listening(self, scope: Scope, receive: Receive, send: Send) -> Receive:
+        """Checks again at each frame: a socket may be open for longer than its credentials are good."""
+
+        async def receive_checked() -> Message:
+            message = await receive()
+            if message["type"] == "websocket.receive":
+                try:
+                    await self._admit(scope)
+                except DaguerreError:
+                    await send({"type": "websocket.close", "code": POLICY})
+                    return {"type": "websocket.disconnect", "code": POLICY}
+            return message
+
+        return receive_checked
+
     def _sending(self, scope: Scope, send: Send, principal: Principal) -> Send:
         """Adds what follows from who asked, and notes who changed something."""
-        is_change = scope["type"] == "http" and scope["method"] not in SAFE and "generate" not in self._needs
+        is_change = scope["method"] not in SAFE and "generate" not in self._needs
 
         async def send_on(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -134,7 +152,8 @@ async def _deny(scope: Scope, send: Send, response: Response) -> None:
 
 async def _hear_out(scope: Scope, receive: Receive) -> None:
     """Reads the body to its end, keeping nothing: many a client meets a reset connection instead of an early answer."""
-    if scope["type"] == "http" and (b"expect", b"100-continue") not in scope["headers"]:
+    asks_first = any(name == b"expect" and value.lower() == b"100-continue" for name, value in scope["headers"])
+    if scope["type"] == "http" and not asks_first:
         await discard(receive)
 
 

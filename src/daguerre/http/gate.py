@@ -36,7 +36,7 @@ class RequestId:
         scope["request_id"] = name.decode()
 
         async def send_named(message: Message) -> None:
-            if message["type"] == "http.response.start":
+            if message["type"] in ("http.response.start", "websocket.http.response.start"):
                 message["headers"] = [*message.get("headers", ()), (b"x-request-id", name), *SECURITY_HEADERS]
             await send(message)
 
