@@ -55,7 +55,7 @@ def _used(gated: Gated, secrets: list[str]) -> dict[str, bytes]:
                     name = f"{number} {sorted(headers)} {method} {path.replace(secret, 'SECRET')}"
                     said[name] = str(answer.headers).encode() + answer.content
             probes.shake(gated.live.address, f"/v1/stream?key={secret}", doors.bearer(secret), [f"daguerre.{secret}"])
-            probes.raw(gated.live.port, f"GET /{secret} HTTP/1.1\r\nhost: {secret}\r\n\r\n".encode())
+            probes.raw(gated.live.port, f"GET /{secret} HTTP/1.1\r\nhost: {secret}\r\nconnection: close\r\n\r\n".encode())
             probes.raw(gated.live.port, f"{secret}\r\n\r\n".encode())
     return said
 
