@@ -11,14 +11,20 @@ from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect
 
 from daguerre import catalog as catalogs
+from daguerre.auth import authenticator
 from daguerre.embeddings import Embeddings
 from daguerre.engine import Budgets, Engine, Event, Tuning
 from daguerre.errors import DaguerreError
 from daguerre.http import problems
-from daguerre.http.gate import BodyLimit, HostCheck, RequestId
+from daguerre.http.access import guarded
+from daguerre.http.audit import Audit
+from daguerre.http.gate import BodyLimit, Framing, HostCheck, RequestId
 from daguerre.http.meter import Meter
+from daguerre.http.origins import OriginCheck, cross_origin
+from daguerre.http.proxies import Proxies, networks
 from daguerre.http.routes import ROUTES
 from daguerre.http.state import State
+from daguerre.jobs.allowances import Allowances
 from daguerre.jobs.dispatch import Dispatch
 from daguerre.jobs.loras import LoraShelf
 from daguerre.jobs.models import Models, Pulling
@@ -32,6 +38,7 @@ from daguerre.settings import Settings
 from daguerre.store.db import Database
 from daguerre.store.files import Files
 from daguerre.store.jobs import JobRows
+from daguerre.store.keys import KeyRows
 from daguerre.telemetry.counters import Counters
 from daguerre.telemetry.lag import LoopLag
 from daguerre.telemetry.logs import Logs
@@ -54,6 +61,8 @@ class Daguerre(Starlette):
         self._counters = Counters()
         self._metrics = Metrics(self._counters)
         # Before anything listens: a start that cannot succeed is to end with its reason.
+        authenticator.check(settings)
+        trusted = networks(settings.trusted_proxies)
         self._catalog = catalogs.read(settings.weights, settings.default_model)
         self._catalog.model()
         self._loras = Loras(settings.weights)
@@ -61,12 +70,16 @@ class Daguerre(Starlette):
         self._traces = traces_sent_to(settings.traces_endpoint) if settings.traces_endpoint else None
         self._service: JobService | None = None
         super().__init__(
-            routes=ROUTES,
+            routes=guarded(ROUTES),
             lifespan=self._lifespan,
             middleware=[
+                Middleware(Proxies, trusted=trusted),
                 Middleware(RequestId),
                 Middleware(Meter, metrics=self._metrics),
+                Middleware(Framing),
                 Middleware(HostCheck, allowed=(settings.host, *settings.allowed_hosts)),
+                *cross_origin(settings.cors_origins),
+                Middleware(OriginCheck, allowed=settings.cors_origins),
                 Middleware(BodyLimit, limit=settings.body_limit),
             ],
             exception_handlers={
@@ -121,10 +134,13 @@ class Daguerre(Starlette):
             files,
             engine.cancel,
             sources=self._sources,
-            limits=Limits(settings.queue_limit, settings.least_disk),
+            limits=Limits(settings.queue_limit, settings.least_disk, settings.client_limit),
+            allowances=Allowances(settings.rate_limit),
             timeouts=Timeouts(settings.wait_timeout, settings.run_timeout, settings.job_timeout),
             result_ttl=settings.result_ttl,
         )
+        service.queue.at_once = settings.client_runs
+        doors = authenticator.Authenticator(settings, KeyRows(database))
         pulling = Pulling(settings.weights, settings.hub_endpoint) if settings.allow_pull else None
         shelf = LoraShelf(engine, service)
         models = Models(self._catalog, engine, service, pulling)
@@ -147,6 +163,8 @@ class Daguerre(Starlette):
                 models=models,
                 loras=shelf,
                 retries=retries,
+                authenticator=doors,
+                audit=Audit(),
                 files=files,
                 codec=codec,
                 metrics=self._metrics,
@@ -161,6 +179,7 @@ class Daguerre(Starlette):
             if self._traces is not None:
                 await asyncio.to_thread(self._traces.close)
             await models.close()
+            await doors.close()
             await asyncio.gather(*endless, return_exceptions=True)
             # The engine is a daemon: one that hangs in a device call does not hold the exit.
             await asyncio.to_thread(engine.close, 5.0)

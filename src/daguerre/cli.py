@@ -1,4 +1,4 @@
-"""Owns the command: serve, generate, models, pull, doctor, config."""
+"""Owns the command: serve, generate, models, pull, keys, doctor, config."""
 
 import base64
 import faulthandler
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from daguerre import recipe
+from daguerre import keyring, recipe
 from daguerre import settings as configuration
 from daguerre.errors import DaguerreError, InvalidRecipe, SettingsError
 from daguerre.settings import Settings
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from daguerre.telemetry.logs import Logs
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+app.add_typer(keyring.app, name="keys")
 
 FAILED, WRONG_USE, HUNG = 1, 2, 70
 
@@ -66,10 +68,10 @@ def serve(
     """Serve HTTP."""
     flags = _flags(host=host, port=port, default_model=model, device=device, weights=weights, outputs=outputs)
     settings, _ = configuration.load(flags, config=config)
-    if not settings.is_loopback and settings.auth == "none" and not insecure:
+    if not settings.is_loopback and not settings.ways and not insecure:
         _stop(
             f"listening on {settings.host} would let anybody who reaches it use this machine, since auth is none; "
-            "listen on 127.0.0.1, or say --insecure if something in front of Daguerre authenticates",
+            "set auth, listen on 127.0.0.1, or say --insecure if something in front of Daguerre authenticates",
             WRONG_USE,
         )
     if reload:
@@ -264,7 +266,8 @@ def show_config(config: Config = None) -> None:
     """Print the settings in force and where each came from."""
     settings, origins = configuration.load({}, config=config)
     for name, origin in origins.items():
-        print(f"{name} = {getattr(settings, name)!s}  # {origin}")
+        value = getattr(settings, name)
+        print(f"{name} = {'(hidden)' if value and name in configuration.SECRETS else value!s}  # {origin}")
 
 
 def _flags(**flags: Any) -> dict[str, Any]:

@@ -17,6 +17,10 @@
     │   ├── KeyReused              an Idempotency-Key came with two different requests
     │   ├── LoraIncompatible       a LoRA is broken, or made for another model
     │   └── ModelBusy              a model that is painted with cannot be unloaded
+    ├── AccessRefused              who asks may not
+    │   ├── Unauthenticated        no credentials, or none that are valid
+    │   ├── Forbidden              valid ones that do not reach this far
+    │   └── OriginNotAllowed       a page of another site asks
     ├── NotFound
     │   ├── RouteNotFound
     │   ├── MethodNotAllowed
@@ -30,6 +34,9 @@
     │   ├── NotReady               the model is still loading, or the engine is dead
     │   ├── StorageFailed          what must be durable could not be written
     │   ├── DiskLow
+    │   ├── RateLimited            the client has used up what it may use in a minute
+    │   ├── ClientLimit            the client has as many unfinished jobs as it may have
+    │   ├── AuthUnavailable        whoever could say whether the credentials are valid does not answer
     │   └── Draining               the server is going down
     └── JobEnded                   a job ended without a picture
         ├── NoPicture              told to whoever asks for the picture later
@@ -150,6 +157,36 @@ class LoraIncompatible(BadRequest):
     code = "lora_incompatible"
 
 
+class AccessRefused(DaguerreError):
+    """Who asks may not do this."""
+
+
+class Unauthenticated(AccessRefused):
+    """Credentials are needed here, and none came that are valid."""
+
+    code = "unauthenticated"
+
+    def __init__(self, reason: str) -> None:
+        super().__init__()
+        self.reason = reason  # for the log: a client is not told what is wrong with its guess
+
+
+class Forbidden(AccessRefused):
+    """These credentials do not allow this."""
+
+    code = "forbidden"
+
+    def __init__(self, message: str | None = None, scopes: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.scopes = scopes  # any of which would do
+
+
+class OriginNotAllowed(AccessRefused):
+    """Pages of that origin may not use this server."""
+
+    code = "origin_not_allowed"
+
+
 class NotFound(DaguerreError):
     """There is nothing of that name."""
 
@@ -236,6 +273,24 @@ class DiskLow(Unavailable):
     """There is too little room on the server's disk for more pictures."""
 
     code = "disk_low"
+
+
+class RateLimited(Unavailable):
+    """The client has asked for more than it may in this time."""
+
+    code = "rate_limited"
+
+
+class ClientLimit(Unavailable):
+    """The client has as many unfinished jobs as it may have."""
+
+    code = "client_limit"
+
+
+class AuthUnavailable(Unavailable):
+    """Whether the credentials are valid cannot be found out now."""
+
+    code = "auth_unavailable"
 
 
 class Draining(Unavailable):

@@ -79,6 +79,7 @@ class Job(msgspec.Struct, frozen=True):
     request_id: str = ""  # of the request that it came with
     device_seconds: float = 0.0  # its share of the device's time
     memory_peak: int | None = None  # bytes of the device; none where it has no memory of its own
+    is_urgent: bool = False  # it goes before others
 
 
 def new_id(now: float | None = None) -> str:

@@ -13,6 +13,7 @@ from msgspec import Meta
 from daguerre.errors import SettingsError
 
 PREFIX = "DAGUERRE_"
+SECRETS = ("jwt_secret",)
 CONFIG_FILE = Path("daguerre.toml")
 
 Seconds = Annotated[float, Meta(gt=0)]
@@ -84,8 +85,32 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     connection_limit: Annotated[int, Meta(ge=1)] = 10_000
     #: After SIGTERM, running jobs have this long to finish.
     grace_timeout: Seconds = 20.0
-    #: Ways to authenticate; none is for loopback only.
-    auth: Literal["none"] = "none"
+    #: Ways to authenticate: keys, hub, jwt, joined by commas; none is for loopback only.
+    auth: Annotated[str, Meta(pattern=r"^(none|(keys|hub|jwt)(,(keys|hub|jwt))*)$")] = "none"
+    #: Pages of these origins, like https://paint.example, may use this server from browsers.
+    cors_origins: tuple[str, ...] = ()
+    #: Addresses or networks of proxies whose X-Forwarded-For is believed.
+    trusted_proxies: tuple[str, ...] = ()
+    #: Jobs that one client may have unfinished; 0: as many as the queue holds.
+    client_limit: Annotated[int, Meta(ge=0)] = 0
+    #: Jobs of one client that may be painted at once; 0: as many as there is room for.
+    client_runs: Annotated[int, Meta(ge=0)] = 0
+    #: Megapixel-steps that one client may ask for in a minute (a picture of 1024x1024 in 30 steps is 32); 0: no limit.
+    rate_limit: Annotated[int, Meta(ge=0)] = 0
+    #: Who says whose a token of the Hub is.
+    hub_whoami: Annotated[str, Meta(pattern=r"^https?://[^\s@]+$")] = "https://huggingface.co/api/whoami-v2"
+    #: Users of the Hub who may paint with their tokens.
+    hub_users: tuple[str, ...] = ()
+    #: Organisations of the Hub whose members may.
+    hub_organisations: tuple[str, ...] = ()
+    #: The secret that JWTs are signed with (HS256), at least 32 bytes.
+    jwt_secret: str = ""
+    #: Instead of a secret, where the keys are that JWTs are signed with (RS256 or ES256).
+    jwt_jwks_url: Annotated[str, Meta(pattern=r"^(https?://[^\s@]+)?$")] = ""
+    #: What iss of a JWT must be.
+    jwt_issuer: str = ""
+    #: What aud of a JWT must be, or contain.
+    jwt_audience: str = ""
     #: What is logged: this and what is worse.
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     #: auto is text with the progress of running jobs on a terminal, and JSON elsewhere.
@@ -96,6 +121,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     log_prompts: bool = False
     #: Where traces are sent, like http://collector:4318/v1/traces; empty: nowhere. Needs the extra otel.
     traces_endpoint: Annotated[str, Meta(pattern=r"^(https?://[^\s@]+)?$")] = ""
+
+    @property
+    def ways(self) -> frozenset[str]:
+        """The ways to authenticate; none where nobody has to."""
+        return frozenset(self.auth.split(",")) - {"none"}
 
     @property
     def cpu_threads(self) -> int:

@@ -126,9 +126,11 @@ def test_what_is_no_json_object_is_refused(client: httpx.Client, body: bytes) ->
     "content_type", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", ""]
 )
 def test_only_json_is_read(client: httpx.Client, content_type: str) -> None:
-    """415 for what a web page of somebody else could send without asking."""
-    headers = {"content-type": content_type, "origin": "https://evil.example"}
-    _problem(client.post("/generate", content=json.dumps(SMALL), headers=headers), 415, "unsupported_media_type")
+    """415 for what a web page of somebody else could send without asking; with its Origin it is 403 before that."""
+    headers, body = {"content-type": content_type}, json.dumps(SMALL)
+    _problem(client.post("/generate", content=body, headers=headers), 415, "unsupported_media_type")
+    headers["origin"] = "https://evil.example"
+    _problem(client.post("/generate", content=body, headers=headers), 403, "origin_not_allowed")
 
 
 def test_an_unknown_model_is_told_with_the_known_ones(client: httpx.Client) -> None:

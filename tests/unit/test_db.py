@@ -71,9 +71,9 @@ def test_a_job_comes_back_as_it_was(database: Database) -> None:
         assert await rows.remembered(20.0) == [done]
         assert await rows.remembered(20.1) == []
         assert await rows.pictures(job.id) is None
-        assert await rows.is_known(job.id)
+        assert await rows.client_of(job.id) is not None
         rows.drop(20.1)
-        assert not await rows.is_known(job.id)
+        assert await rows.client_of(job.id) is None
         assert await rows.keys() == []
 
     asyncio.run(play())
@@ -270,3 +270,25 @@ def test_a_broken_file_is_told(tmp_path: Path, content: bytes) -> None:
     with pytest.raises(StorageFailed) as caught:
         Database(tmp_path / "daguerre.db")
     assert str(tmp_path) not in caught.value.message
+
+
+def test_pictures_of_before_have_their_owners(tmp_path: Path) -> None:
+    """The step that gives pictures owners takes them from the jobs that are there."""
+    path = tmp_path / "daguerre.db"
+    first = Path(__file__).parents[2] / "src" / "daguerre" / "store" / "migrations" / "0001.sql"
+    connection = sqlite3.connect(path)
+    connection.executescript(f"{first.read_text()}; PRAGMA user_version = 1;")
+    images = (Image("a.png", 1, 64, 64, "png", 9, ""), Image("b.png", 2, 64, 64, "png", 9, ""))
+    for job in (_job(client="ada", images=images), _job(client="bea")):
+        body = msgspec.json.encode(job)
+        connection.execute("INSERT INTO jobs VALUES (?, ?, ?, ?)", (job.id, job.status.value, None, body))
+    connection.commit()
+    connection.close()
+    database = Database(path)
+    rows = JobRows(database)
+    assert [asyncio.run(rows.client_of_picture(name)) for name in ("a.png", "b.png", "c.png")] == ["ada", "ada", None]
+    later = _job(client="cleo")
+    asyncio.run(rows.add(later, None, None))
+    rows.put(msgspec.structs.replace(later, images=(Image("c.png", 1, 64, 64, "png", 9, ""),))).result()
+    assert asyncio.run(rows.client_of_picture("c.png")) == "cleo"
+    database.close()

@@ -12,7 +12,7 @@ from PIL import Image
 
 from daguerre import catalog, recipe
 from daguerre.embeddings import Embeddings
-from daguerre.errors import KeyReused
+from daguerre.errors import JobNotFound, KeyReused, ResultExpired
 from daguerre.job import Job, Status, new_id
 from daguerre.jobs.inputs import Inputs
 from daguerre.jobs.service import ATTEMPTS, JobService, Limits, Timeouts
@@ -74,7 +74,7 @@ def test_jobs_are_taken_up_in_their_order(tmp_path: Path) -> None:
         assert [await service.queue.take() for _ in mine] == mine
         assert [job.status for job in service.unfinished] == [Status.QUEUED] * 3
         (gone,) = [job.id for job in left if job.is_attached]
-        assert (await service.expect(gone)).status is Status.CANCELLED
+        assert (await service.expect(gone, None)).status is Status.CANCELLED
         await service.settled()
         assert {job.status for job in await rows.remembered(0) if job.id == gone} == {Status.CANCELLED}
 
@@ -97,7 +97,7 @@ def test_a_job_that_kills_its_process_ends(tmp_path: Path, deaths: int) -> None:
 
     async def after(service: JobService, _rows: JobRows) -> None:
         await service.recover()
-        found = await service.expect(job.id)
+        found = await service.expect(job.id, None)
         assert found.attempts == deaths
         if deaths < ATTEMPTS:
             assert found.status is Status.QUEUED
@@ -151,7 +151,7 @@ def test_no_one_is_told_of_a_job_before_it_is_durable(tmp_path: Path) -> None:
         await asyncio.sleep(0)
         second = asyncio.ensure_future(service.submit(draft, inputs, "ada", key, is_attached=False))
         job = await second
-        assert await rows.is_known(job.id)
+        assert await rows.client_of(job.id) is not None
         assert (await first).id == job.id
         with pytest.raises(KeyReused):
             await service.submit(draft, inputs, "ada", Key("ada", "k", "another"), is_attached=False)
@@ -199,3 +199,35 @@ def test_reference_images_survive_the_process(tmp_path: Path) -> None:
 
     _play(tmp_path, before)
     _play(tmp_path, after)
+
+
+def test_places_follow_the_turns_of_clients(tmp_path: Path) -> None:
+    """The first job of a client who comes late stands before the second of one who came early; urgent ones lead."""
+
+    async def scene(service: JobService, _rows: JobRows) -> None:
+        early = [await service.submit(DRAFT, client="ada", is_attached=False) for _ in range(3)]
+        late = await service.submit(DRAFT, client="bea", is_attached=False)
+        assert [service.place(job).position for job in (*early, late)] == [1, 3, 4, 2]
+        urgent = await service.submit(DRAFT, client="cleo", is_attached=False, is_urgent=True)
+        assert [service.place(job).position for job in (*early, late, urgent)] == [2, 4, 5, 3, 1]
+        assert [await service.queue.take() for _ in range(3)] == [urgent.id, early[0].id, late.id]
+
+    _play(tmp_path, scene)
+
+
+def test_an_owner_sees_what_is_his_own(tmp_path: Path) -> None:
+    """Another is answered as for a job that never was, even once it has expired and its row alone is left."""
+
+    async def before(service: JobService, rows: JobRows) -> None:
+        old = _job(client="ada", status=Status.SUCCEEDED, finished_at=time.time() - 120)
+        await rows.add(old, None, None)
+        await service.recover()
+        for owner, expected in (("ada", ResultExpired), (None, ResultExpired), ("bea", JobNotFound)):
+            with pytest.raises(expected):
+                await service.expect(old.id, owner)
+        job = await service.submit(DRAFT, client="ada", is_attached=False)
+        assert await service.expect(job.id, "ada") == await service.expect(job.id, None) == job
+        with pytest.raises(JobNotFound):
+            await service.expect(job.id, "bea")
+
+    _play(tmp_path, before)

@@ -332,3 +332,23 @@ def test_a_flood_does_not_drown_others() -> None:
     replay(trace, Device(DEVICES["no gain"], random.Random(1)), ours.pick, ours.ran)
     worst = max(job.latency for job in trace if job.client == "few")
     assert worst < 4 * SHORT * FORWARD
+
+
+@given(calls, st.floats(0, 200))
+@settings(deadline=None)
+def test_urgent_calls_lead_unless_another_starves(waiting: list[Waiting], now: float) -> None:
+    """Whatever the others cost, and whoever asks; the bound on waiting stands above it."""
+    urgent = call("urgent", forwards=60, since=now, is_urgent=True)
+    first = Scheduler(patience=300.0).pick([*waiting, urgent], now)[0]
+    assert first is urgent
+    starved = call("starved", since=-1e6)
+    assert Scheduler().pick([*waiting, urgent, starved], now)[0].since <= min(0.0, *(each.since for each in waiting))
+
+
+def test_urgent_pictures_begin_first() -> None:
+    """But for the turn of the one that has waited longest."""
+    short = Entrant("short", KEY, forwards=1, rows=1, since=0.0)
+    urgent = Entrant("urgent", KEY, forwards=60, rows=1, since=1.0, is_urgent=True)
+    scheduler = Scheduler()
+    firsts = [scheduler.order([short, urgent], 2.0)[0].run for _ in range(policy.TURN)]
+    assert firsts == ["urgent"] * (policy.TURN - 1) + ["short"]

@@ -86,6 +86,7 @@ class Submission:
     ip_adapter: IpAdapter | None = None  # what looks at the references
     references: tuple[Reference, ...] = ()
     learned: tuple[Learned, ...] = ()  # textual inversions that its prompts name
+    is_urgent: bool = False
 
     @property
     def seen(self) -> tuple[Reference, ...]:
@@ -747,6 +748,7 @@ def _waiting(painting: Painting, call: "Call") -> Waiting:
         forwards=max(1, painting.forwards),
         since=painting.since,
         client=painting.submission.client,
+        is_urgent=painting.submission.is_urgent,
     )
 
 
@@ -769,6 +771,7 @@ def _entrant(painting: Painting) -> Entrant:
         rows=2 if painting.submission.recipe.guidance_scale > 1 else 1,
         since=painting.since,
         client=painting.submission.client,
+        is_urgent=painting.submission.is_urgent,
     )
 
 

@@ -63,6 +63,7 @@ class Waiting:
     forwards: int  # that its run still has to do, this one included
     since: float  # monotonic seconds at which it began to wait
     client: str = ""
+    is_urgent: bool = False  # it goes before what is neither urgent nor starved
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +76,7 @@ class Entrant:
     rows: int
     since: float
     client: str = ""
+    is_urgent: bool = False
 
 
 @dataclass(slots=True)
@@ -260,6 +262,8 @@ class Shares:
 class Scheduler:
     """Shortest remaining work first, within fair shares; nobody starves, and no time is spent waiting for more calls.
 
+    What is urgent goes before all that is not, but for those that starve.
+
     A call costs the seconds of device time that its run still needs, times its client's weight, plus something where
     another place is needed. The cheapest leads; other calls of its key ride along, cheapest first, up to the rows that
     pay.
@@ -300,8 +304,9 @@ class Scheduler:
         weights = self._shares.weights({entrant.client for entrant in entrants}, now)
         row_seconds = self._row_seconds(entrants)
 
-        def cost(entrant: Entrant) -> float:
-            return entrant.forwards * entrant.rows * row_seconds[entrant.key] * weights[entrant.client]
+        def cost(entrant: Entrant) -> tuple[bool, float]:
+            seconds = entrant.forwards * entrant.rows * row_seconds[entrant.key]
+            return not entrant.is_urgent, seconds * weights[entrant.client]
 
         ordered = sorted(entrants, key=cost)
         self._beginnings += bool(ordered)
@@ -329,12 +334,12 @@ class Scheduler:
         one_round = sum(call.rows * row_seconds[call.key] for call in waiting)
         patience = max(self._patience, ROUNDS * one_round)
 
-        def rank(call: Waiting) -> tuple[bool, float]:
+        def rank(call: Waiting) -> tuple[int, float]:
             if now - call.since > patience:
-                return False, call.since
+                return 0, call.since
             forward = call.rows * row_seconds[call.key]
             moves = MOVE if call.place != self._place else 0.0
-            return True, forward * (call.forwards * weights[call.client] + moves)
+            return 1 if call.is_urgent else 2, forward * (call.forwards * weights[call.client] + moves)
 
         return sorted(waiting, key=rank)
 

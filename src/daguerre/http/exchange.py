@@ -9,12 +9,13 @@ import msgspec
 from starlette.requests import ClientDisconnect, HTTPConnection, Request
 from starlette.responses import Response
 
-from daguerre.errors import JobCancelled, MalformedBody
+from daguerre.errors import Forbidden, JobCancelled, MalformedBody
 from daguerre.http import wire
 from daguerre.http.state import State
 from daguerre.job import Job
 from daguerre.jobs.inputs import Inputs, read
 from daguerre.jobs.retries import digest
+from daguerre.principal import Principal
 from daguerre.recipe import Draft
 from daguerre.store.jobs import Key
 
@@ -24,12 +25,44 @@ LARGE_BODY = 64 * 1024
 #: How often OpenAI's client has asked before.
 TRIES = "x-stainless-retry-count"
 
+#: The header that says ``high`` for a job that is to go before others.
+PRIORITY = "daguerre-priority"
+
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
 
 
 def client_of(connection: HTTPConnection[State]) -> str:
-    """Who asks: as long as nobody has to say a name, the address."""
-    return connection.client.host if connection.client is not None else ""
+    """The name under which the jobs of whoever asks are kept."""
+    return principal_of(connection).client
+
+
+def principal_of(connection: HTTPConnection[State]) -> Principal:
+    """Who asks."""
+    principal: Principal = connection.scope["principal"]
+    return principal
+
+
+def is_urgent(connection: HTTPConnection[State]) -> bool:
+    """Whether the job is to go before others.
+
+    Raises:
+        Forbidden: these credentials do not allow it.
+    """
+    if connection.headers.get(PRIORITY, "").strip().lower() != "high":
+        return False
+    if "priority" not in principal_of(connection).scopes:
+        raise Forbidden("these credentials do not let jobs go before others", ("priority",))
+    return True
+
+
+async def expect(connection: HTTPConnection[State]) -> Job:
+    """The job that the path names. One of somebody else is answered as if there were none.
+
+    Raises:
+        JobNotFound, ResultExpired
+    """
+    owner = principal_of(connection).owner
+    return await connection.state["service"].expect(connection.path_params["id"], owner)
 
 
 async def read_draft(request: Request[State]) -> Draft:
@@ -53,7 +86,8 @@ async def submit_detached(request: Request[State], draft: Draft, inputs: Inputs 
     """Accepts a job that nobody waits for on a connection; when this returns, it is durable."""
     client = client_of(request)
     key = _key(request, client, await request.body())
-    return await request.state["service"].submit(draft, inputs, client, key, is_attached=False)
+    urgent = is_urgent(request)
+    return await request.state["service"].submit(draft, inputs, client, key, is_attached=False, is_urgent=urgent)
 
 
 def _key(request: Request[State], client: str, body: bytes) -> Key | None:
@@ -69,11 +103,12 @@ def _key(request: Request[State], client: str, body: bytes) -> Key | None:
 async def submit_again(request: Request[State], draft: Draft, inputs: Inputs | None) -> Job:
     """Accepts a job of a client that waits for it, or gives the job that it has if it says that it asks again."""
     client, service, retries = client_of(request), request.state["service"], request.state["retries"]
-    tries = request.headers.get(TRIES)
+    tries, urgent = request.headers.get(TRIES), is_urgent(request)
     if tries is None:
-        return await service.submit(draft, inputs, client)
+        return await service.submit(draft, inputs, client, is_urgent=urgent)
     asked = await asyncio.get_running_loop().run_in_executor(request.state["codec"], digest, client, draft, inputs)
-    job = (retries.find(asked) if tries != "0" else None) or await service.submit(draft, inputs, client)
+    job = retries.find(asked) if tries != "0" else None
+    job = job or await service.submit(draft, inputs, client, is_urgent=urgent)
     retries.remember(asked, job)
     return job
 

@@ -5,7 +5,7 @@ import re
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from daguerre.errors import BodyTooLarge, HostNotAllowed
+from daguerre.errors import BodyTooLarge, HostNotAllowed, MalformedBody
 from daguerre.http import problems
 from daguerre.job import new_id
 from daguerre.telemetry.request import request_id
@@ -17,6 +17,7 @@ SECURITY_HEADERS = [
     (b"x-content-type-options", b"nosniff"),
     (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'; sandbox"),
     (b"referrer-policy", b"no-referrer"),
+    (b"x-frame-options", b"DENY"),
 ]
 
 
@@ -37,7 +38,7 @@ class RequestId:
         request_id.set(name.decode())
 
         async def send_named(message: Message) -> None:
-            if message["type"] == "http.response.start":
+            if message["type"] in ("http.response.start", "websocket.http.response.start"):
                 message["headers"] = [*message.get("headers", ()), (b"x-request-id", name), *SECURITY_HEADERS]
             await send(message)
 
@@ -76,6 +77,34 @@ class HostCheck:
         return True
 
 
+class Framing:
+    """Lets nothing hide behind a body: where its end can be read in two ways, what follows may be meant as a request.
+
+    A length beside chunks is refused, and after chunks the connection is closed (RFC 9112, 6.1 and 11.2).
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serves one connection."""
+        names = {name for name, _ in scope["headers"]} if scope["type"] == "http" else set()
+        if b"transfer-encoding" not in names:
+            await self._app(scope, receive, send)
+            return
+
+        async def send_last(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", ()), (b"connection", b"close")]
+            await send(message)
+
+        if b"content-length" in names:
+            error = MalformedBody("a body is either chunked or has a length")
+            await problems.answer(error, scope["request_id"])(scope, receive, send_last)
+        else:
+            await self._app(scope, receive, send_last)
+
+
 class BodyLimit:
     """Refuses bodies over the limit before anything is parsed; what is over it is read and thrown away, never kept.
 
@@ -108,7 +137,7 @@ class BodyLimit:
                 received += len(message.get("body", b""))
                 if max(received, announced) > self._limit:
                     if message.get("more_body"):
-                        await _discard(receive)
+                        await discard(receive)
                     raise self._too_large()
             return message
 
@@ -118,7 +147,7 @@ class BodyLimit:
         return BodyTooLarge(f"the body is larger than {self._limit} bytes")
 
 
-async def _discard(receive: Receive) -> None:
+async def discard(receive: Receive) -> None:
     """Reads a body to its end; the receive deadline bounds how long that can take."""
     while (message := await receive())["type"] == "http.request" and message.get("more_body"):
         pass

@@ -8,7 +8,16 @@ from starlette.responses import Response
 
 from daguerre.errors import FieldError, InvalidRecipe
 from daguerre.http import wire
-from daguerre.http.exchange import accepted, client_of, paint, read_draft, read_inputs, read_pictures, submit_detached
+from daguerre.http.exchange import (
+    accepted,
+    client_of,
+    is_urgent,
+    paint,
+    read_draft,
+    read_inputs,
+    read_pictures,
+    submit_detached,
+)
 from daguerre.http.state import State
 from daguerre.imaging import media_type
 from daguerre.recipe import Draft, Mode
@@ -47,7 +56,9 @@ async def _generate(request: Request[State], mode: Mode | None) -> Response:
     if form.format is not None:
         draft = msgspec.structs.replace(draft, format=form.format)
     inputs = await read_inputs(request, draft)
-    job = await paint(request, await request.state["service"].submit(draft, inputs, client_of(request)))
+    urgent = is_urgent(request)
+    submitted = await request.state["service"].submit(draft, inputs, client_of(request), is_urgent=urgent)
+    job = await paint(request, submitted)
     pictures = await read_pictures(request, job)
     headers = wire.generation_headers(job)
     if form.is_json:

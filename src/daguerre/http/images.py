@@ -1,9 +1,12 @@
 """Owns the routes of finished pictures: files by the names that the server gave out."""
 
+from pathlib import Path
+
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 
 from daguerre.errors import RouteNotFound
+from daguerre.http.exchange import principal_of
 from daguerre.http.state import State
 from daguerre.imaging import media_type
 from daguerre.store.files import EXTENSIONS
@@ -11,9 +14,19 @@ from daguerre.store.files import EXTENSIONS
 _MEDIA_TYPES = {f".{extension}": media_type(name) for name, extension in EXTENSIONS.items()}
 
 
+async def find_own(request: Request[State], filename: str) -> Path:
+    """A picture's file. One of somebody else is answered as if there were none.
+
+    Raises:
+        RouteNotFound
+    """
+    path, owner = request.state["files"].find(filename), principal_of(request).owner
+    if path is None or (owner is not None and await request.state["service"].client_of_picture(filename) != owner):
+        raise RouteNotFound("there is no picture of that name")
+    return path
+
+
 async def output(request: Request[State]) -> Response:
     """``GET /outputs/{filename}``: a picture; anything but a name that the server gave out is 404."""
-    path = request.state["files"].find(request.path_params["filename"])
-    if path is None:
-        raise RouteNotFound("there is no picture of that name")
+    path = await find_own(request, request.path_params["filename"])
     return FileResponse(path, media_type=_MEDIA_TYPES[path.suffix])

@@ -1,4 +1,7 @@
-"""Owns the queued routes: submit now, ask later. A client sees its own jobs; whoever knows an id may ask for it."""
+"""Owns the queued routes: submit now, ask later. A client sees its own jobs.
+
+Where nobody has to authenticate, whoever knows an id may ask for it.
+"""
 
 import asyncio
 import itertools
@@ -15,6 +18,7 @@ from daguerre.http import wire
 from daguerre.http.exchange import (
     accepted,
     client_of,
+    expect,
     job_json,
     read_draft,
     read_inputs,
@@ -45,8 +49,7 @@ async def submit(request: Request[State]) -> Response:
 
 async def job(request: Request[State]) -> Response:
     """``GET /v1/jobs/{id}``, ``GET /queue/status/{id}``: the job as it stands."""
-    found = await request.state["service"].expect(request.path_params["id"])
-    return job_json(request, found)
+    return job_json(request, await expect(request))
 
 
 async def jobs(request: Request[State]) -> Response:
@@ -80,7 +83,7 @@ def _limit(request: Request[State]) -> int:
 async def result(request: Request[State]) -> Response:
     """``GET /v1/jobs/{id}/result``, ``GET /result/{id}``: the picture; 202 while there is none yet."""
     service = request.state["service"]
-    found = await service.expect(request.path_params["id"])
+    found = await expect(request)
     if not found.status.is_final:
         wait = max(1, math.ceil(min(60.0, service.place(found).eta)))
         return job_json(request, found, 202, {"retry-after": str(wait)})
@@ -105,7 +108,7 @@ def _index(request: Request[State], job: Job) -> int:
 async def cancel(request: Request[State]) -> Response:
     """``DELETE /v1/jobs/{id}``, ``POST /v1/jobs/{id}/cancel``: a running job stops within one step."""
     service = request.state["service"]
-    found = await service.expect(request.path_params["id"])
+    found = await expect(request)
     is_cancelled = service.cancel(found.id)
     await service.settled()
     return Response(msgspec.json.encode({"cancelled": is_cancelled}), media_type="application/json")
@@ -127,7 +130,7 @@ async def queue_status(request: Request[State]) -> Response:
 
 async def task(request: Request[State]) -> Response:
     """``GET /status/{id}``: the job as clients of the older task API know it."""
-    found = await request.state["service"].expect(request.path_params["id"])
+    found = await expect(request)
     body: dict[str, Any] = {"task_id": found.id, "state": TASK_STATES[found.status], "result": None}
     if found.status is Status.SUCCEEDED:
         body["result"] = {"job_id": found.id, "images": [f"/outputs/{image.filename}" for image in found.images]}

@@ -9,7 +9,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from daguerre import errors
-from daguerre.errors import DaguerreError, FieldError, InvalidRecipe, Unavailable
+from daguerre.errors import DaguerreError, FieldError, Forbidden, InvalidRecipe, Unauthenticated, Unavailable
 
 log = logging.getLogger(__name__)
 
@@ -22,6 +22,9 @@ STATUSES: dict[type[DaguerreError], tuple[int, str]] = {
     errors.NotAcceptable: (406, "Not acceptable"),
     errors.RequestTimeout: (408, "Request timeout"),
     errors.HostNotAllowed: (400, "Host not allowed"),
+    errors.Unauthenticated: (401, "Not authenticated"),
+    errors.Forbidden: (403, "Not allowed"),
+    errors.OriginNotAllowed: (403, "Origin not allowed"),
     errors.RouteNotFound: (404, "Not found"),
     errors.MethodNotAllowed: (405, "Method not allowed"),
     errors.ModelNotFound: (404, "Model not found"),
@@ -35,6 +38,9 @@ STATUSES: dict[type[DaguerreError], tuple[int, str]] = {
     errors.ModelNotPulled: (404, "Model not on this machine"),
     errors.QueueFull: (503, "Queue full"),
     errors.NotReady: (503, "Not ready"),
+    errors.RateLimited: (429, "Too much in this time"),
+    errors.ClientLimit: (429, "Too many jobs"),
+    errors.AuthUnavailable: (503, "Credentials cannot be checked"),
     errors.Draining: (503, "Shutting down"),
     errors.NoPicture: (409, "No picture"),
     errors.JobCancelled: (409, "Job cancelled"),
@@ -76,10 +82,20 @@ def answer(error: DaguerreError, request_id: str) -> Response:
         request_id=request_id,
         errors=tuple(error.errors) if isinstance(error, InvalidRecipe) else (),
     )
-    headers = {}
+    headers = challenge(error)
     if isinstance(error, Unavailable):
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after)))
     return Response(msgspec.json.encode(problem), status, headers, CONTENT_TYPE)
+
+
+def challenge(error: DaguerreError, scheme: str = "Bearer") -> dict[str, str]:
+    """What a refused client is told of the credentials that would do (RFC 6750, 3)."""
+    if isinstance(error, Unauthenticated):
+        return {"www-authenticate": f'{scheme} realm="daguerre"'}
+    if isinstance(error, Forbidden) and error.scopes and scheme == "Bearer":
+        scopes = " ".join(error.scopes)
+        return {"www-authenticate": f'Bearer realm="daguerre", error="insufficient_scope", scope="{scopes}"'}
+    return {}
 
 
 async def on_error(request: Request, error: Exception) -> Response:

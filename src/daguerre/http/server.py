@@ -80,6 +80,13 @@ class StreamProtocol(WebSocketsSansIOProtocol):
         super().connection_made(transport)
         self._patience = Patience(self.loop, self.transport)
 
+    def data_received(self, data: bytes) -> None:
+        """Ends a handshake that cannot be read, as one with a line above 8 KB; uvicorn would leave it open for ever."""
+        super().data_received(data)
+        if self.conn.handshake_exc is not None and not self.handshake_initiated:
+            self.transport.write(b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-length: 0\r\n\r\n")
+            self.transport.close()
+
     def connection_lost(self, exc: Exception | None) -> None:
         """A client has gone."""
         self._patience.end()

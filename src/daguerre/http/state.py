@@ -3,6 +3,8 @@
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypedDict
 
+from daguerre.auth.authenticator import Authenticator
+from daguerre.http.audit import Audit
 from daguerre.jobs.dispatch import Dispatch
 from daguerre.jobs.loras import LoraShelf
 from daguerre.jobs.models import Models
@@ -23,6 +25,8 @@ class State(TypedDict):
     models: Models
     loras: LoraShelf
     retries: Retries
+    authenticator: Authenticator
+    audit: Audit
     files: Files
     codec: ThreadPoolExecutor
     metrics: Metrics

@@ -13,7 +13,8 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from daguerre.errors import DaguerreError, InvalidRecipe, MalformedBody
 from daguerre.http import wire
-from daguerre.http.exchange import LARGE_BODY, client_of, read_inputs, read_pictures
+from daguerre.http.credentials import SUBPROTOCOL
+from daguerre.http.exchange import LARGE_BODY, client_of, expect, is_urgent, read_inputs, read_pictures
 from daguerre.http.state import State
 from daguerre.job import Job, Status
 from daguerre.jobs.hub import News
@@ -33,8 +34,7 @@ async def paint(socket: WebSocket[State]) -> None:
 
     ``binary`` has the picture in a frame of its own; with ``detach`` the job goes on when the socket is closed.
     """
-    if not await _accept(socket):
-        return
+    await _accept(socket)
     try:
         job, is_binary, is_detached = await _begin(socket)
     except DaguerreError as error:
@@ -52,10 +52,9 @@ async def paint(socket: WebSocket[State]) -> None:
 
 async def follow(socket: WebSocket[State]) -> None:
     """``WS /v1/jobs/{id}/events``: a job that exists, from its present state on. Closing the socket changes nothing."""
-    if not await _accept(socket):
-        return
+    await _accept(socket)
     try:
-        job = await socket.state["service"].expect(socket.path_params["id"])
+        job = await expect(socket)
     except DaguerreError as error:
         await _send(socket, {"type": "failed", "id": None, "error": _told(error)})
         await socket.close(POLICY)
@@ -63,14 +62,9 @@ async def follow(socket: WebSocket[State]) -> None:
     await _follow(socket, job, is_binary=False)
 
 
-async def _accept(socket: WebSocket[State]) -> bool:
-    """Opens the socket, unless a page of another site asks: browsers let any page open sockets to anywhere."""
-    origin = socket.headers.get("origin")
-    if origin is not None and origin.split("://")[-1] != socket.headers.get("host"):
-        await socket.close(POLICY)
-        return False
-    await socket.accept()
-    return True
+async def _accept(socket: WebSocket[State]) -> None:
+    """Opens the socket; a browser that offers subprotocols is content with none but one of them."""
+    await socket.accept(SUBPROTOCOL if SUBPROTOCOL in socket.scope["subprotocols"] else None)
 
 
 async def _begin(socket: WebSocket[State]) -> tuple[Job, bool, bool]:
@@ -90,7 +84,9 @@ async def _begin(socket: WebSocket[State]) -> tuple[Job, bool, bool]:
     draft: Draft = parse(fields)
     inputs = await read_inputs(socket, draft)
     is_detached = flags["detach"] is True
-    job = await socket.state["service"].submit(draft, inputs, client_of(socket), is_attached=not is_detached)
+    job = await socket.state["service"].submit(
+        draft, inputs, client_of(socket), is_attached=not is_detached, is_urgent=is_urgent(socket)
+    )
     await _send(socket, {"type": "accepted", "job": wire.wire_job(job, [], socket.state["service"].place(job))})
     return job, flags["binary"] is True, is_detached
 
@@ -221,7 +217,7 @@ async def events(request: Request[State]) -> Response:
 
     An event's id says how far the job was, so a client that comes back with ``Last-Event-ID`` is not told twice.
     """
-    job = await request.state["service"].expect(request.path_params["id"])
+    job = await expect(request)
     return StreamingResponse(
         _lines(request, job), media_type="text/event-stream", headers={"cache-control": "no-store", "x-job-id": job.id}
     )

@@ -90,6 +90,7 @@ class Dispatch:
                 await self._is_idle.wait()
             job = self._service.find(job_id)
             if job is None or job.status.is_final:
+                self._service.queue.done(job_id)
                 continue
             self._in_engine[job_id] = Gathered()
             self._is_idle.clear()
@@ -113,8 +114,20 @@ class Dispatch:
         image = mask = None
         if inputs is not None:
             image, mask = await loop.run_in_executor(self._codec, inputs.fitted, (recipe.width, recipe.height))
-        sources = await loop.run_in_executor(self._codec, found.read, inputs) if found else ((), ())
-        return Submission(job.id, recipe, model, image, mask, job.client, adapters, found.ip_adapter, *sources)
+        references, learned = await loop.run_in_executor(self._codec, found.read, inputs) if found else ((), ())
+        return Submission(
+            job.id,
+            recipe,
+            model,
+            image,
+            mask,
+            client=job.client,
+            adapters=adapters,
+            ip_adapter=found.ip_adapter,
+            references=references,
+            learned=learned,
+            is_urgent=job.is_urgent,
+        )
 
     def cancel(self, job_id: str, error: DaguerreError) -> None:
         """Stops a job that the engine has."""
@@ -214,6 +227,7 @@ class Dispatch:
     async def _leave(self, job_id: str) -> None:
         """The engine has nothing more of this job; pictures of one that did not succeed are nobody's."""
         gathered = self._in_engine.pop(job_id, None)
+        self._service.queue.done(job_id)
         if len(self._in_engine) < AHEAD:
             self._has_room.set()
         if not self._in_engine:

@@ -1,5 +1,6 @@
 """Owns the forecast: where a job stands among those that are unfinished, and how long it is likely to take yet."""
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from daguerre.job import Job, Status
@@ -38,11 +39,11 @@ class Forecast:
         self._rate += BLEND * (work(job) / seconds - self._rate)
         self.seconds_a_job += BLEND * (seconds - self.seconds_a_job)
 
-    def place(self, job: Job, line: Line) -> Place:
+    def place(self, job: Job, line: Line, turns: Iterable[str] = ()) -> Place:
         """Of a job; nothing is left of one that is in the line no more."""
         if job.id not in line:
             return Place(0, 0.0)
-        share = line.up_to(job.id)
+        share = line.up_to(job, turns)
         return Place(share.waiting if job.status is Status.QUEUED else 0, share.work / self._rate)
 
     def all_done(self, line: Line) -> float:

@@ -1,33 +1,33 @@
-"""Owns the line: the unfinished jobs in the order in which they came, how many wait, and how much is left to do.
+"""Owns the line: the unfinished jobs, how many of them wait, and what stands before each.
 
-Thousands may stand in it while hundreds come in a second, so nothing here looks at all of them: the sums over those who
-came before a job are kept in a Fenwick tree (P. Fenwick, "A new data structure for cumulative frequency tables", 1994).
+Clients take turns, so a job stands behind as many jobs of each other client as stand before it in its own lane. Lanes
+hold thousands while hundreds come in a second, so nothing here looks at all of a lane: the sums over those before a job
+are kept in Fenwick trees (P. Fenwick, "A new data structure for cumulative frequency tables", 1994).
 """
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from daguerre.job import Job, Status
 
-#: Slots that a line begins with.
-SLOTS = 1024
+#: Slots that a lane begins with.
+SLOTS = 16
 
 
 class Share(NamedTuple):
-    """What some jobs of the line come to: how many of them wait, and the work left in all of them."""
+    """What some jobs come to: how many of them wait, and the work left in all of them."""
 
     waiting: int = 0
     work: int = 0
 
 
-class Line:
-    """Unfinished jobs by their ids. Used on the event loop only."""
+class Lane:
+    """Jobs of one client and one urgency, the oldest first."""
 
     def __init__(self) -> None:
         self._slots: dict[str, int] = {}  # a job's place in the tree, counted from 1
         self._shares: dict[str, Share] = {}
-        self._of: defaultdict[str, dict[str, None]] = defaultdict(dict)  # a client's ids, in their order
         self._clear(SLOTS)
 
     def _clear(self, size: int) -> None:
@@ -38,33 +38,18 @@ class Line:
     def __len__(self) -> int:
         return len(self._slots)
 
-    def __contains__(self, job_id: str) -> bool:
-        return job_id in self._slots
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._slots)
-
-    def of(self, client: str) -> list[str]:
-        """A client's jobs, the oldest first."""
-        return list(self._of[client]) if client in self._of else []
-
-    def put(self, job: Job) -> None:
-        """Puts a job last, or tells how one that is in the line stands now."""
-        if job.id not in self._slots:
+    def put(self, job_id: str, share: Share) -> None:
+        """Puts a job last, or tells what one that is here comes to now."""
+        if job_id not in self._slots:
             self._make_room()
             self._last += 1
-            self._slots[job.id] = self._last
-            self._of[job.client][job.id] = None
-        self._become(job.id, Share(int(job.status is Status.QUEUED), left(job)))
+            self._slots[job_id] = self._last
+        self._become(job_id, share)
 
-    def remove(self, job: Job) -> None:
-        """Takes a job out, if it is there."""
-        if job.id not in self._slots:
-            return
-        self._become(job.id, Share())
-        del self._slots[job.id], self._shares[job.id], self._of[job.client][job.id]
-        if not self._of[job.client]:
-            del self._of[job.client]
+    def remove(self, job_id: str) -> None:
+        """Takes a job out."""
+        self._become(job_id, Share())
+        del self._slots[job_id], self._shares[job_id]
 
     def up_to(self, job_id: str) -> Share:
         """What this job and all that came before it come to."""
@@ -97,6 +82,77 @@ class Line:
             self._last += 1
             self._slots[job_id] = self._last
             self._become(job_id, shares[job_id])
+
+
+class Line:
+    """Unfinished jobs by their ids, in the order in which they came. Used on the event loop only."""
+
+    def __init__(self) -> None:
+        self._jobs: dict[str, None] = {}
+        self._of: defaultdict[str, dict[str, None]] = defaultdict(dict)  # a client's ids
+        self._lanes: dict[tuple[bool, str], Lane] = {}  # by urgency and client
+        self.whole = Share()
+
+    def __len__(self) -> int:
+        return len(self._jobs)
+
+    def __contains__(self, job_id: str) -> bool:
+        return job_id in self._jobs
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._jobs)
+
+    def of(self, client: str) -> list[str]:
+        """A client's jobs, the oldest first."""
+        return list(self._of.get(client, ()))
+
+    def count_of(self, client: str) -> int:
+        """How many there are of a client."""
+        return len(self._of.get(client, ()))
+
+    def put(self, job: Job) -> None:
+        """Puts a job last, or tells how one that is in the line stands now."""
+        self._jobs[job.id] = self._of[job.client][job.id] = None
+        lane = self._lanes.setdefault((job.is_urgent, job.client), Lane())
+        before = lane.whole
+        lane.put(job.id, Share(int(job.status is Status.QUEUED), left(job)))
+        self._count(before, lane.whole)
+
+    def remove(self, job: Job) -> None:
+        """Takes a job out, if it is there."""
+        if job.id not in self._jobs:
+            return
+        key = (job.is_urgent, job.client)
+        lane = self._lanes[key]
+        before = lane.whole
+        lane.remove(job.id)
+        self._count(before, lane.whole)
+        if not lane:
+            del self._lanes[key]
+        del self._jobs[job.id], self._of[job.client][job.id]
+        if not self._of[job.client]:
+            del self._of[job.client]
+
+    def _count(self, before: Share, after: Share) -> None:
+        self.whole = Share(
+            self.whole.waiting + after.waiting - before.waiting, self.whole.work + after.work - before.work
+        )
+
+    def up_to(self, job: Job, turns: Iterable[str]) -> Share:
+        """What this job and all that are likely to be done before it come to, if clients take turns in this order."""
+        waiting, work = own, _ = self._lanes[job.is_urgent, job.client].up_to(job.id)
+        rounds = own  # those whose turns come before this client's have one more
+        for client in turns:
+            if client == job.client:
+                rounds = own - 1
+            elif (lane := self._lanes.get((job.is_urgent, client))) is not None:
+                count = max(0, min(lane.whole.waiting, rounds))
+                waiting += count
+                work += lane.whole.work * count // max(1, lane.whole.waiting)
+        if not job.is_urgent:
+            urgent = [lane.whole for (is_urgent, _), lane in self._lanes.items() if is_urgent]
+            waiting, work = waiting + sum(one.waiting for one in urgent), work + sum(one.work for one in urgent)
+        return Share(waiting, work)
 
 
 def work(job: Job) -> int:

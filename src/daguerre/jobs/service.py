@@ -15,6 +15,7 @@ import msgspec
 from daguerre import recipe
 from daguerre.catalog import Catalog
 from daguerre.errors import (
+    ClientLimit,
     DaguerreError,
     DiskLow,
     Draining,
@@ -29,6 +30,7 @@ from daguerre.errors import (
     StorageFailed,
 )
 from daguerre.job import Failure, Job, Status, new_id
+from daguerre.jobs.allowances import Allowances
 from daguerre.jobs.forecast import Forecast, Place
 from daguerre.jobs.hub import Hub, News
 from daguerre.jobs.inputs import Inputs
@@ -64,10 +66,14 @@ class Timeouts:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What is refused: more jobs that wait than this, and any job while the disk has less room than this, in bytes."""
+    """What is refused: more jobs that wait than this, and any job while the disk has less room than this, in bytes.
+
+    ``client``: more unfinished jobs of one client than this, if it is not 0.
+    """
 
     queue: int
     least_disk: int
+    client: int = 0
 
 
 class JobService:
@@ -89,11 +95,13 @@ class JobService:
         limits: Limits,
         timeouts: Timeouts,
         result_ttl: float,
+        allowances: Allowances | None = None,
     ) -> None:
         self.catalog = catalog
         self.loras = loras
         self.sources = sources
         self.queue = Queue()
+        self.allowances = allowances or Allowances(0)
         self.limits = limits
         self._hub = Hub()
         self._rows = rows
@@ -193,7 +201,7 @@ class JobService:
             self._inputs[job.id] = await asyncio.to_thread(Inputs.unpacked, pictures)
         job = self._jobs[job.id] = msgspec.structs.replace(job, status=Status.QUEUED, started_at=None, step=0)
         self._line.put(job)
-        self.queue.put(job.id)
+        self.queue.put(job.id, job.client, is_urgent=job.is_urgent)
         self._set_deadline(job.id, min(self._timeouts.wait, self._timeouts.total))
         self._tell(self._jobs[job.id])
 
@@ -213,6 +221,7 @@ class JobService:
         key: Key | None = None,
         *,
         is_attached: bool = True,
+        is_urgent: bool = False,
     ) -> Job:
         """Accepts a client's job and queues it: when this returns, it is durable.
 
@@ -222,12 +231,13 @@ class JobService:
             InvalidRecipe: the model cannot do what is asked.
             ModelNotFound: there is no such model.
             KeyReused: the key has come with another request.
-            QueueFull, Draining, NotReady, DiskLow, StorageFailed: not now.
+            QueueFull, ClientLimit, RateLimited, Draining, NotReady, DiskLow, StorageFailed: not now.
         """
         known = None if key is None else self._keys.get((key.client, key.name))
         if key is not None and known is not None:
             return await self._known(key.digest, *known)
-        job = self._made(draft, inputs, client, is_attached=is_attached)
+        job = self._made(draft, inputs, client, is_attached=is_attached, is_urgent=is_urgent)
+        await self.allowances.take(client, job.recipe)
         self._jobs[job.id] = job
         self._line.put(job)
         accepting = self._accepting[job.id] = asyncio.Event()
@@ -245,12 +255,14 @@ class JobService:
         if inputs is not None:
             self._inputs[job.id] = inputs
         if not self._jobs[job.id].status.is_final:  # else it was ended meanwhile
-            self.queue.put(job.id)
+            self.queue.put(job.id, client, is_urgent=is_urgent)
             self._set_deadline(job.id, min(self._timeouts.wait, self._timeouts.total))
             self._tell(job)
         return self._jobs[job.id]
 
-    def _made(self, draft: recipe.Draft, inputs: Inputs | None, client: str, *, is_attached: bool) -> Job:
+    def _made(
+        self, draft: recipe.Draft, inputs: Inputs | None, client: str, *, is_attached: bool, is_urgent: bool
+    ) -> Job:
         refusal = self.refusal
         if refusal is not None:
             raise refusal
@@ -262,12 +274,16 @@ class JobService:
         whole = self.sources.completed(whole, draft, model)
         if self.waiting >= self.limits.queue:
             raise QueueFull(f"{self.limits.queue} jobs are waiting already", self._forecast.seconds_a_job)
+        if 0 < self.limits.client <= self._line.count_of(client):
+            message = f"{self.limits.client} jobs of yours are unfinished already"
+            raise ClientLimit(message, self._forecast.seconds_a_job)
         return Job(
             id=new_id(),
             recipe=whole,
             created_at=time.time(),
             client=client,
             is_attached=is_attached,
+            is_urgent=is_urgent,
             request_id=request_id.get(),
         )
 
@@ -280,7 +296,7 @@ class JobService:
             await accepting.wait()
             if job_id not in self._jobs:
                 raise StorageFailed
-        return await self.expect(job_id)
+        return await self.expect(job_id, None)
 
     def _withdraw(self, job: Job, key: Key | None) -> None:
         """A job that could not be written down was never there."""
@@ -299,17 +315,24 @@ class JobService:
         """The job's present state, while it is kept."""
         return self._jobs.get(job_id)
 
-    async def expect(self, job_id: str) -> Job:
-        """The job's present state.
+    async def expect(self, job_id: str, owner: str | None) -> Job:
+        """The present state of an owner's job; of anybody's where no owner is given.
 
         Raises:
-            JobNotFound: there has never been one of that id, or long ago.
+            JobNotFound: the owner never had one of that id, or long ago.
             ResultExpired: its result is no longer kept.
         """
         job = self._jobs.get(job_id)
-        if job is not None:
-            return job
-        raise ResultExpired if await self._rows.is_known(job_id) else JobNotFound
+        client = job.client if job is not None else await self._rows.client_of(job_id)
+        if client is None or owner not in (None, client):
+            raise JobNotFound
+        if job is None:
+            raise ResultExpired
+        return job
+
+    async def client_of_picture(self, filename: str) -> str | None:
+        """Whose the picture of that name is, for as long as its file is there."""
+        return await self._rows.client_of_picture(filename)
 
     def jobs_of(self, client: str) -> Iterator[Job]:
         """A client's jobs that are kept, the newest first."""
@@ -317,7 +340,7 @@ class JobService:
 
     def place(self, job: Job) -> Place:
         """Where an unfinished job stands, and how many seconds it is likely to take yet."""
-        return self._forecast.place(job, self._line)
+        return self._forecast.place(job, self._line, self.queue.turns(is_urgent=job.is_urgent))
 
     @property
     def all_done(self) -> float:

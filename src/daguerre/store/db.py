@@ -29,16 +29,23 @@ MOST = 256
 class Database:
     """The file is made, and brought up to date, when this is.
 
+    ``is_guest``: another process may be writing to the file, and it is that one's to fold the log into it. SQLite
+    before 3.51.3 could damage the file where two did that in the same instant.
+
     Raises:
         StorageFailed: it cannot be opened, or comes from a newer Daguerre.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, is_guest: bool = False) -> None:
+        self._path = path
+        self._readers: list[sqlite3.Connection] = []
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
             for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=5000"):
                 self._connection.execute(f"PRAGMA {pragma}")
+            if is_guest:
+                self._connection.execute("PRAGMA wal_autocheckpoint=0")
             _migrate(self._connection, path)
         except (sqlite3.Error, OSError) as error:
             raise StorageFailed(f"{path.name} cannot be opened: {error}") from None
@@ -64,11 +71,20 @@ class Database:
             done.set_exception(StorageFailed("the server has ended"))
         return done
 
+    def reader(self) -> sqlite3.Connection:
+        """A connection that only reads, for look-ups that cannot wait for the writer; for one thread."""
+        reader = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False, timeout=0.1)
+        reader.execute("PRAGMA query_only=ON")
+        self._readers.append(reader)
+        return reader
+
     def close(self) -> None:
         """Makes the changes that wait, and closes the file."""
         self._is_open = False
         self._waiting.put(None)
         self._thread.join()
+        for reader in self._readers:
+            reader.close()
         self._connection.close()
 
     # Everything below runs on the writer thread.

@@ -56,6 +56,8 @@ class JobRows:
         def change(connection: sqlite3.Connection) -> None:
             job_id, *rest = _row(job)
             connection.execute("UPDATE jobs SET status = ?, finished_at = ?, body = ? WHERE id = ?", (*rest, job_id))
+            pictures = [(image.filename, job.client) for image in job.images]
+            connection.executemany("INSERT OR REPLACE INTO pictures VALUES (?, ?)", pictures)
             if job.status.is_final:
                 connection.execute("DELETE FROM inputs WHERE job_id = ?", (job_id,))
                 connection.execute("DELETE FROM reference_images WHERE job_id = ?", (job_id,))
@@ -94,12 +96,17 @@ class JobRows:
         rows = await self._database.write(lambda connection: connection.execute("SELECT * FROM keys").fetchall())
         return [(Key(*key), job_id) for *key, job_id in rows]
 
-    async def is_known(self, job_id: str) -> bool:
-        """Whether there has been a job of that id, even if its result is no longer kept."""
-        query = "SELECT 1 FROM jobs WHERE id = ?"
-        return (
-            await self._database.write(lambda connection: connection.execute(query, (job_id,)).fetchone()) is not None
-        )
+    async def client_of(self, job_id: str) -> str | None:
+        """Whose the job of that id was, even if its result is no longer kept; nothing if there has been none."""
+        query = "SELECT body FROM jobs WHERE id = ?"
+        found = await self._database.write(lambda connection: connection.execute(query, (job_id,)).fetchone())
+        return None if found is None else next(_jobs([found[0]])).client
+
+    async def client_of_picture(self, filename: str) -> str | None:
+        """Whose the picture of that name is."""
+        query = "SELECT client FROM pictures WHERE filename = ?"
+        found = await self._database.write(lambda connection: connection.execute(query, (filename,)).fetchone())
+        return None if found is None else str(found[0])
 
     def drop(self, before: float) -> "Future[None]":
         """Forgets the jobs that ended before that moment, and their keys."""

@@ -1,7 +1,7 @@
 """Owns AUTOMATIC1111's API under /sdapi/v1: painting, progress, interrupting and the choice of a checkpoint.
 
-Fields that it does not know are ignored, as real clients rely on. Whoever asks is known by address: progress is of the
-caller's own jobs, and so is what an interrupt ends.
+Fields that it does not know are ignored, as real clients rely on. Progress is of the caller's own jobs, and so is what
+an interrupt ends.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ from starlette.routing import BaseRoute, Route
 from daguerre import imaging, infotext, recipe
 from daguerre.errors import DaguerreError, FieldError, InvalidRecipe, JobCancelled, ModelNotFound
 from daguerre.http import problems, wire
-from daguerre.http.exchange import client_of, paint, read_pictures
+from daguerre.http.exchange import client_of, is_urgent, paint, read_pictures
 from daguerre.http.state import State
 from daguerre.job import Job, Status
 from daguerre.jobs.inputs import Inputs, decoded, unwrapped
@@ -55,18 +55,19 @@ def spoken(endpoint: Endpoint) -> Endpoint:
         try:
             response = await endpoint(request)
         except DaguerreError as error:
-            response = _failure(error, request.scope.get("request_id", ""))
+            response = failure(error, request.scope.get("request_id", ""))
         response.headers["x-process-time"] = f"{time.perf_counter() - began:.4f}"
         return response
 
     return answer
 
 
-def _failure(error: DaguerreError, request_id: str) -> Response:
+def failure(error: DaguerreError, request_id: str) -> Response:
+    """An error as theirs look."""
     plain = problems.answer(error, request_id)
     body = {"error": type(error).__name__, "detail": error.message, "body": "", "errors": error.message}
     kept = {name: value for name, value in plain.headers.items() if name == "retry-after"}
-    return JSONResponse(body, plain.status_code, kept)
+    return JSONResponse(body, plain.status_code, kept | problems.challenge(error, "Basic"))
 
 
 async def txt2img(request: Request[State]) -> Response:
@@ -91,7 +92,8 @@ async def _fields(request: Request[State]) -> dict[str, Any]:
 
 async def _painted(request: Request[State], fields: Mapping[str, Any], inputs: Inputs | None) -> Response:
     draft = _draft(fields, inputs, _checkpoint(request, fields))
-    job = await request.state["service"].submit(draft, inputs, client_of(request))
+    urgent = is_urgent(request)
+    job = await request.state["service"].submit(draft, inputs, client_of(request), is_urgent=urgent)
     try:
         job = await paint(request, job)
     except JobCancelled:

@@ -20,7 +20,17 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import BaseRoute, Route
 
 from daguerre import imaging, recipe
-from daguerre.errors import BadRequest, DaguerreError, FieldError, InvalidRecipe, ModelNotFound, Unavailable
+from daguerre.errors import (
+    AccessRefused,
+    BadRequest,
+    ClientLimit,
+    DaguerreError,
+    FieldError,
+    InvalidRecipe,
+    ModelNotFound,
+    RateLimited,
+    Unavailable,
+)
 from daguerre.http import problems, wire
 from daguerre.http.dialects.uploads import Form, read_form
 from daguerre.http.exchange import paint, read_inputs, read_pictures, submit_again
@@ -72,22 +82,24 @@ def spoken(endpoint: Endpoint) -> Endpoint:
         try:
             return await endpoint(request)
         except DaguerreError as error:
-            return _failure(error, request.scope.get("request_id", ""))
+            return failure(error, request.scope.get("request_id", ""))
 
     return answer
 
 
-def _failure(error: DaguerreError, request_id: str) -> Response:
+def failure(error: DaguerreError, request_id: str) -> Response:
+    """An error in OpenAI's envelope."""
     plain = problems.answer(error, request_id)
     status = 400 if isinstance(error, InvalidRecipe) else plain.status_code
     headers = {"x-should-retry": "true" if isinstance(error, Unavailable) else "false"}
-    if "retry-after" in plain.headers:
-        headers["retry-after"] = plain.headers["retry-after"]
+    headers |= {name: plain.headers[name] for name in ("retry-after", "www-authenticate") if name in plain.headers}
     return Response(json.dumps({"error": _envelope(error)}), status, headers, "application/json")
 
 
 def _envelope(error: DaguerreError) -> dict[str, Any]:
-    kind = "invalid_request_error" if isinstance(error, BadRequest | ModelNotFound) else "server_error"
+    kind = "invalid_request_error" if isinstance(error, BadRequest | ModelNotFound | AccessRefused) else "server_error"
+    if isinstance(error, RateLimited | ClientLimit):
+        kind = "rate_limit_error"
     param = "model" if isinstance(error, ModelNotFound) else None
     if isinstance(error, InvalidRecipe):
         param = PARAMS.get(error.errors[0].field, error.errors[0].field)

@@ -1,0 +1,1 @@
+"""Who may come in: keys of this server's own, tokens of the Hub, JWTs."""
