@@ -23,9 +23,12 @@ NAMES = (
     "loop",
     "simulate",
     "lora_switch",
+    "load",
+    "cancel",
+    "prompt_cache",
 )
 #: Those that say something on a GPU.
-ON_GPU = ("real", "overhead", "start", "mixed", "busy", "invariance", "loop", "lora_switch")
+ON_GPU = ("real", "overhead", "start", "mixed", "busy", "invariance", "loop", "lora_switch", "prompt_cache")
 RESULTS = Path("benchmarks", "results")
 
 

@@ -32,7 +32,8 @@ def judge(goal: Goal, figures: Mapping[str, Any]) -> Judged:
     if seen is None:
         return Judged(goal.what, bound, None, None, "lost in noise")
     is_met = seen >= goal.bound if goal.is_least else seen <= goal.bound
-    return Judged(goal.what, bound, seen, round(seen / goal.bound, 3), "met" if is_met else "short")
+    ratio = round(seen / goal.bound, 3) if goal.bound else None
+    return Judged(goal.what, bound, seen, ratio, "met" if is_met else "short")
 
 
 def _shown(figure: float | None) -> str:

@@ -3,6 +3,7 @@
 import contextlib
 import http.client
 import json
+import os
 import re
 import statistics
 import subprocess
@@ -33,6 +34,7 @@ class Running(NamedTuple):
 
     port: int
     listening_at: float
+    pid: int
 
     def ask(self, method: str, path: str, fields: Mapping[str, Any] | None = None) -> Answer:
         """One request over a connection of its own, as a client that has just come makes it."""
@@ -64,11 +66,11 @@ class Running(NamedTuple):
 
 
 @contextlib.contextmanager
-def daguerre() -> Iterator[Running]:
-    """Our server as a user starts it, with an outputs folder that is thrown away."""
-    with tempfile.TemporaryDirectory() as outputs:
-        command = ["-m", "daguerre", "serve", "--port", "0", "--device", device(), "--outputs", outputs]
-        with _started(command) as server:
+def daguerre(**settings: str) -> Iterator[Running]:
+    """Our server as a user starts it, with these settings and folders that are thrown away."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = ["-m", "daguerre", "serve", "--port", "0", "--device", device(), "--outputs", f"{folder}/outputs"]
+        with _started(command, data=f"{folder}/data", **settings) as server:
             yield server
 
 
@@ -80,8 +82,10 @@ def naive() -> Iterator[Running]:
 
 
 @contextlib.contextmanager
-def _started(arguments: Sequence[str]) -> Iterator[Running]:
-    process = subprocess.Popen([sys.executable, *arguments], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+def _started(arguments: Sequence[str], **settings: str) -> Iterator[Running]:
+    environment = os.environ | {f"DAGUERRE_{name.upper()}": value for name, value in settings.items()}
+    command = [sys.executable, *arguments]
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
     try:
         yield _heard(process)
     finally:
@@ -104,7 +108,7 @@ def _heard(process: "subprocess.Popen[str]") -> Running:
         if found is not None:
             listening_at = time.perf_counter()
             threading.Thread(target=_discard, args=(process.stderr,), daemon=True).start()
-            return Running(int(found[1]), listening_at)
+            return Running(int(found[1]), listening_at, process.pid)
         said.append(line)
     raise RuntimeError("the server ended before it listened:\n" + "".join(said[-20:]))
 

@@ -4,12 +4,12 @@ import logging
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
 
-from daguerre import entries, weightfile
+from daguerre import checkpointfile, entries, weightfile
 from daguerre.errors import CatalogError, ModelNotFound, ModelNotPulled
 from daguerre.recipe import Style
 from daguerre.samplers import samplers_for
@@ -39,16 +39,13 @@ FAMILIES = {
     "StableDiffusionXLPipeline": Family("sdxl", 1024, "EulerDiscreteScheduler"),
     "StableDiffusion3Pipeline": Family("sd3", 1024, _FLOW, 16, 28, 4.5),
     "FluxPipeline": Family("flux", 1024, _FLOW, 16, 28, 3.5),
-    "QwenImagePipeline": Family("qwen-image", 1328, _FLOW, 16, 50, 1.0),
+    "QwenImagePipeline": Family("qwen-image", 1328, _FLOW, 16, 50, 4.0),
     "ZImagePipeline": Family("z-image", 1024, _FLOW, 16, 9, 0.0),
 }
 _OTHER = Family("other", 1024, _FLOW, 16)
 
-#: Single-file checkpoints that can be loaded, by a tensor that only they have.
-CHECKPOINTS = {
-    "conditioner.embedders.1.model.transformer.resblocks.0.attn.in_proj_weight": "StableDiffusionXLPipeline",
-    "cond_stage_model.transformer.text_model.embeddings.position_embedding.weight": "StableDiffusionPipeline",
-}
+#: What a denoiser may predict.
+Prediction = Literal["epsilon", "v_prediction"]
 
 
 class Source(msgspec.Struct, frozen=True):
@@ -86,6 +83,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     guidance_scale: Annotated[float, Meta(ge=0, le=30)] | None = None
     negative_prompt: str = ""
     scheduler: str | None = None
+    prediction: Prediction | None = None
 
 
 class Model(msgspec.Struct, frozen=True, kw_only=True):
@@ -105,6 +103,7 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     scheduler: str
     schedulers: tuple[str, ...]
     vae: Path | None = None  # in place of its own
+    prediction: Prediction | None = None  # of a single file that does not say so itself
     elements: int = 0  # of its weights
     source: Source | None = None
     is_here: bool = True  # whether its files are on this machine
@@ -249,9 +248,12 @@ def _model(name: str, path: Path | None, entry: Entry, weights: Path) -> Model |
         pipeline = str(weightfile.read_json(path / "model_index.json")["_class_name"])
         own = str(weightfile.read_json(path / "scheduler" / "scheduler_config.json").get("_class_name", ""))
         side = _native_side(path)
+        if entry.prediction is not None:
+            raise CatalogError("prediction is for checkpoints in a single file; a folder's scheduler says it")
     else:
         header = weightfile.read_header(path)
-        pipeline, own, side, elements = _pipeline_of(header), "", None, header.elements
+        pipeline, own, side = checkpointfile.pipeline_of(header), "", checkpointfile.native_side(header)
+        elements = header.elements
     family = FAMILIES.get(pipeline, _OTHER)
     own = own or family.scheduler
     samplers = samplers_for(own)
@@ -282,18 +284,11 @@ def _model(name: str, path: Path | None, entry: Entry, weights: Path) -> Model |
         scheduler=entry.scheduler or own,
         schedulers=schedulers,
         vae=vae,
+        prediction=entry.prediction,
         elements=elements,
         source=None if entry.repo is None else Source(entry.repo, entry.revision, entry.variant, entry.file),
         is_here=path is not None and has_vae,
     )
-
-
-def _pipeline_of(header: weightfile.Header) -> str:
-    """The diffusers class that a single file is for, from the names of its tensors."""
-    for tensor, pipeline in CHECKPOINTS.items():
-        if tensor in header.shapes and "model.diffusion_model.input_blocks.0.0.weight" in header.shapes:
-            return pipeline
-    raise CatalogError("it is no whole Stable Diffusion 1.x or XL checkpoint; other models are served from folders")
 
 
 def _native_side(folder: Path) -> int | None:

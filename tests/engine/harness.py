@@ -3,6 +3,7 @@
 import contextlib
 import inspect
 import itertools
+import json
 import sys
 import threading
 import time
@@ -292,6 +293,9 @@ ENTRANCES = {
     "FluxTransformer2DModel": "x_embedder",
     "SD3Transformer2DModel": "pos_embed",
     "AuraFlowTransformer2DModel": "pos_embed",
+    "Flux2Transformer2DModel": "x_embedder",
+    "QwenImageTransformer2DModel": "img_in",
+    "ZImageTransformer2DModel": "noise_refiner.0",
 }
 
 
@@ -304,7 +308,7 @@ def count_forwards() -> Iterator[list[int]]:
     def find(module: torch.nn.Module, _args: Any) -> None:
         name = ENTRANCES.get(type(module).__name__)
         if name is not None:
-            entrances.add(getattr(module, name))
+            entrances.add(module.get_submodule(name))
 
     def count(module: torch.nn.Module, args: Any, _output: Any) -> None:
         if module in entrances:
@@ -322,7 +326,9 @@ def count_forwards() -> Iterator[list[int]]:
 @cache
 def _pipe(model: Model, mode: str) -> Any:
     if mode == "txt2img":
-        pipe = diffusers.DiffusionPipeline.from_pretrained(model.path)
+        index = json.loads((model.path / "model_index.json").read_text())
+        absent = {name: None for name, value in index.items() if value == [None, None]}
+        pipe = diffusers.DiffusionPipeline.from_pretrained(model.path, **absent)
     else:
         auto = {"img2img": diffusers.AutoPipelineForImage2Image, "inpaint": diffusers.AutoPipelineForInpainting}[mode]
         pipe = auto.from_pipe(_pipe(model, "txt2img"))
@@ -339,12 +345,15 @@ def plain(submission: Submission, index: int = 0) -> Picture:
     pipe.scheduler = getattr(diffusers, sampler.scheduler).from_config(own.config, **sampler.options)
     arguments = _prompts(pipe, recipe) | {
         "num_inference_steps": recipe.steps,
-        "guidance_scale": recipe.guidance_scale,
         "generator": torch.Generator("cpu").manual_seed(recipe.seed + index),
         "output_type": "pt",
     }
     if "width" in inspect.signature(pipe.__call__).parameters:  # else the image's size is meant
         arguments |= {"width": recipe.width, "height": recipe.height}
+    if not type(pipe).__name__.startswith("QwenImage"):
+        arguments["guidance_scale"] = recipe.guidance_scale
+    elif recipe.guidance_scale > 1:  # which takes it for models that are not distilled under another name
+        arguments |= {"true_cfg_scale": recipe.guidance_scale, "negative_prompt": recipe.negative_prompt or " "}
     if submission.image is not None:
         arguments |= {"image": Image.fromarray(submission.image), "strength": recipe.strength}
     if submission.mask is not None:
@@ -356,8 +365,10 @@ def plain(submission: Submission, index: int = 0) -> Picture:
 
 
 def _prompts(pipe: Any, recipe: Recipe) -> dict[str, Any]:
-    negative = {"negative_prompt": recipe.negative_prompt} if recipe.negative_prompt else {}
-    if recipe.clip_skip and type(pipe).__name__ == "StableDiffusionPipeline":
+    takes_negative = "negative_prompt" in inspect.signature(pipe.__call__).parameters
+    negative = {"negative_prompt": recipe.negative_prompt} if recipe.negative_prompt and takes_negative else {}
+    kind = type(pipe).__name__
+    if recipe.clip_skip and kind == "StableDiffusionPipeline":
         return {
             "prompt_embeds": _skipped(pipe, recipe.prompt, recipe.clip_skip),
             "negative_prompt_embeds": _last(pipe, recipe.negative_prompt),
@@ -366,7 +377,12 @@ def _prompts(pipe: Any, recipe: Recipe) -> dict[str, Any]:
         skip = {"clip_skip": recipe.clip_skip} if recipe.clip_skip else {}
         return {"prompt": recipe.prompt} | negative | skip
     with torch.no_grad():
-        if "XL" in type(pipe).__name__:
+        if "Flux" in kind:
+            made = compel.CompelForFlux(pipe)(recipe.prompt)
+            return {"prompt_embeds": made.embeds, "pooled_prompt_embeds": made.pooled_embeds}
+        if "StableDiffusion3" in kind:
+            return sd3_by_compel(pipe, recipe.prompt, recipe.negative_prompt)
+        if "XL" in kind:
             made = compel.CompelForSDXL(pipe)(recipe.prompt, **negative)
             pooled = {
                 "pooled_prompt_embeds": made.pooled_embeds,
@@ -376,6 +392,39 @@ def _prompts(pipe: Any, recipe: Recipe) -> dict[str, Any]:
             made = compel.CompelForSD(pipe)(recipe.prompt, negative_prompt=recipe.negative_prompt)
             pooled = {}
     return {"prompt_embeds": made.embeds, "negative_prompt_embeds": made.negative_embeds} | pooled
+
+
+@torch.no_grad()
+def sd3_by_compel(pipe: Any, prompt: str, negative: str) -> dict[str, torch.Tensor]:
+    """What Compel makes of a prompt and its negative for each encoder, joined as Stable Diffusion 3's pipeline does."""
+    kind = compel.ReturnedEmbeddingsType.PENULTIMATE_HIDDEN_STATES_NON_NORMALIZED
+    pairs = [(pipe.tokenizer, pipe.text_encoder), (pipe.tokenizer_2, pipe.text_encoder_2)]
+    options = {"returned_embeddings_type": kind, "truncate_long_prompts": False}
+    clips = [compel.Compel(*pair, **options)([prompt, negative]) for pair in pairs]
+    text = torch.zeros(2, 256, pipe.transformer.config.joint_attention_dim)
+    if pipe.text_encoder_3 is not None:
+        t5 = compel.Compel(pipe.tokenizer_3, pipe.text_encoder_3, truncate_long_prompts=False, model_max_length=256)
+        text = t5([prompt, negative])
+    clip = torch.cat(clips, dim=-1)
+    clip = torch.cat([clip, clip.new_zeros(*clip.shape[:2], text.shape[-1] - clip.shape[-1])], dim=-1)
+    both = torch.cat([clip, text], dim=1)
+    pooled = [torch.cat([pooled_words(*pair, words) for pair in pairs], dim=-1) for words in (prompt, negative)]
+    return {
+        "prompt_embeds": both[:1],
+        "negative_prompt_embeds": both[1:],
+        "pooled_prompt_embeds": pooled[0],
+        "negative_pooled_prompt_embeds": pooled[1],
+    }
+
+
+def pooled_words(tokenizer: Any, encoder: Any, prompt: str) -> torch.Tensor:
+    """The pooled embedding of a prompt's words, without what Compel reads as weights."""
+    fragments = compel.Compel.parse_prompt_string(prompt).prompts[0].children
+    words = " ".join(fragment.text for fragment in fragments)
+    tokens = tokenizer(words, padding="max_length", max_length=77, truncation=True, return_tensors="pt")
+    output = encoder(tokens.input_ids)
+    embeds: torch.Tensor = output.text_embeds if "text_embeds" in output else output.pooler_output
+    return embeds
 
 
 def _skipped(pipe: Any, prompt: str, skip: int) -> torch.Tensor:

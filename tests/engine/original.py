@@ -7,7 +7,10 @@ through, where diffusers counts levels; OpenCLIP keeps queries, keys and values 
 from pathlib import Path
 from typing import Any
 
+import diffusers
+import tiny
 import torch
+import transformers
 from safetensors.torch import save_file
 
 Tensors = dict[str, torch.Tensor]
@@ -27,6 +30,8 @@ def tensors_of(pipe: Any) -> Tensors:
     if hasattr(pipe, "text_encoder_2"):
         tensors |= _prefixed("conditioner.embedders.0.transformer.", _clip(pipe.text_encoder))
         tensors |= _prefixed("conditioner.embedders.1.model.", _open_clip(pipe.text_encoder_2))
+    elif pipe.text_encoder.config.hidden_act == "gelu":
+        tensors |= _prefixed("cond_stage_model.model.", _with_a_last_layer(_open_clip(pipe.text_encoder)))
     else:
         tensors |= _prefixed("cond_stage_model.transformer.", _clip(pipe.text_encoder))
     return tensors
@@ -110,7 +115,19 @@ def _vae(vae: Any) -> Tensors:
 def _clip(encoder: Any) -> Tensors:
     """As transformers named it before version 5 took the outer part of the name away."""
     tensors = encoder.state_dict()
-    return {n if n.startswith("text_model.") else f"text_model.{n}": t for n, t in tensors.items()}
+    return {
+        n if n.startswith(("text_model.", "text_projection.")) else f"text_model.{n}": t for n, t in tensors.items()
+    }
+
+
+def _with_a_last_layer(tensors: Tensors) -> Tensors:
+    """Stable Diffusion 2's files hold the layer that is not used."""
+    layers = 1 + max(int(name.split(".")[2]) for name in tensors if name.startswith("transformer.resblocks."))
+    last = f"transformer.resblocks.{layers - 1}."
+    more = {
+        n.replace(last, f"transformer.resblocks.{layers}."): t + 1 for n, t in tensors.items() if n.startswith(last)
+    }
+    return tensors | more
 
 
 def _open_clip(encoder: Any) -> Tensors:
@@ -120,8 +137,9 @@ def _open_clip(encoder: Any) -> Tensors:
         ("text_model.final_layer_norm", "ln_final"), ("text_model.embeddings.token_embedding", "token_embedding"),
         ("text_model.embeddings.position_embedding.weight", "positional_embedding"),
     ]  # fmt: skip
-    tensors = _renamed(encoder.state_dict(), names)
-    projection = tensors.pop("text_projection.weight")
+    tensors = _renamed(_clip(encoder), names)
+    width = encoder.config.hidden_size
+    projection = tensors.pop("text_projection.weight", torch.eye(width))
     for layer in range(encoder.config.num_hidden_layers):
         for kind in ("weight", "bias"):
             old = [f"transformer.resblocks.{layer}.self_attn.{part}_proj.{kind}" for part in "qkv"]
@@ -130,33 +148,32 @@ def _open_clip(encoder: Any) -> Tensors:
     return tensors | {"text_projection": projection.T, "logit_scale": torch.tensor(4.6)}
 
 
+def clip(kind: Any, width: int, act: str, layers: int = 2) -> Any:
+    """A text encoder with 64 channels a head, as real ones have."""
+    config = transformers.CLIPTextConfig(
+        hidden_size=width, intermediate_size=width, projection_dim=width, num_hidden_layers=layers,
+        num_attention_heads=width // 64, hidden_act=act, vocab_size=len(tiny._CLIP_VOCABULARY),
+        bos_token_id=tiny._CLIP_VOCABULARY[tiny._START], eos_token_id=tiny._CLIP_VOCABULARY[tiny._END],
+    )  # fmt: skip
+    return tiny._loud(kind(config))
+
+
+SIZE = {"block_out_channels": (32, 64), "norm_num_groups": 32, "layers_per_block": 2}
+NO_CHECKER = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+
+
 def build(is_xl: bool) -> Any:
     """A tiny pipeline whose shapes tell as much as a real one's: 64 channels a head."""
-    import diffusers
-    import tiny
-    import transformers
-
     tokenizer, second = tiny._clip_tokenizer(), tiny._clip_tokenizer()
     second.pad_token = "!"  # noqa: S105
-
-    def clip(kind: Any, width: int, act: str) -> Any:
-        config = transformers.CLIPTextConfig(
-            hidden_size=width, intermediate_size=width, projection_dim=width, num_hidden_layers=2,
-            num_attention_heads=width // 64, hidden_act=act, vocab_size=len(tokenizer),
-            bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
-        )  # fmt: skip
-        return tiny._loud(kind(config))
-
-    size = {"block_out_channels": (32, 64), "norm_num_groups": 32}
-    vae = tiny._autoencoder(**size, layers_per_block=2, scaling_factor=0.13025 if is_xl else 0.18215)
+    vae = tiny._autoencoder(**SIZE, scaling_factor=0.13025 if is_xl else 0.18215)
     first = {"text_encoder": clip(transformers.CLIPTextModel, 64, "quick_gelu"), "tokenizer": tokenizer}
     if not is_xl:
-        unet = tiny._unet(**size, layers_per_block=2, cross_attention_dim=64, attention_head_dim=8, sample_size=64)
+        unet = tiny._unet(**SIZE, cross_attention_dim=64, attention_head_dim=8, sample_size=64)
         scheduler = diffusers.PNDMScheduler(skip_prk_steps=True, set_alpha_to_one=False, steps_offset=1, **tiny.BETAS)
-        none = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
-        return diffusers.StableDiffusionPipeline(unet=unet, vae=vae, scheduler=scheduler, **first, **none)
+        return diffusers.StableDiffusionPipeline(unet=unet, vae=vae, scheduler=scheduler, **first, **NO_CHECKER)
     unet = tiny._unet(
-        **size, layers_per_block=2, cross_attention_dim=192, attention_head_dim=(1, 1), use_linear_projection=True,
+        **SIZE, cross_attention_dim=192, attention_head_dim=(1, 1), use_linear_projection=True,
         transformer_layers_per_block=(1, 2), addition_embed_type="text_time", addition_time_embed_dim=8,
         projection_class_embeddings_input_dim=128 + 6 * 8, sample_size=128,
     )  # fmt: skip
@@ -167,4 +184,22 @@ def build(is_xl: bool) -> Any:
         tokenizer_2=second,
         scheduler=diffusers.EulerDiscreteScheduler(steps_offset=1, timestep_spacing="leading", **tiny.BETAS),
         **first,
+    )
+
+
+def build_sd2() -> Any:
+    """A tiny Stable Diffusion 2.1, which predicts v; its text encoder has a layer less than the file."""
+    tokenizer = tiny._clip_tokenizer()
+    tokenizer.pad_token = "!"  # noqa: S105
+    return diffusers.StableDiffusionPipeline(
+        unet=tiny._unet(
+            **SIZE, cross_attention_dim=128, attention_head_dim=(1, 1), use_linear_projection=True, sample_size=96
+        ),
+        vae=tiny._autoencoder(**SIZE, scaling_factor=0.18215),
+        text_encoder=clip(transformers.CLIPTextModel, 128, "gelu"),
+        tokenizer=tokenizer,
+        scheduler=diffusers.PNDMScheduler(
+            skip_prk_steps=True, set_alpha_to_one=False, steps_offset=1, prediction_type="v_prediction", **tiny.BETAS
+        ),
+        **NO_CHECKER,
     )

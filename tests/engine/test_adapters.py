@@ -117,7 +117,7 @@ def painted(*submissions: Submission) -> list[Any]:
     return [outcomes[submission.id].picture for submission in submissions]
 
 
-@pytest.mark.parametrize("name", ["sd15", "sdxl"])
+@pytest.mark.parametrize("name", ["sd15", "sd21", "sdxl"])
 def test_diffusers_own_layout(shelf: Shelf, name: str) -> None:
     """Linear layers and convolutions, against load_lora_weights and set_adapters at another weight."""
     pipe = pipe_of(shelf.catalog.model(name))

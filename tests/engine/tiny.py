@@ -5,7 +5,7 @@ paints nearly the same picture for each, so the weights are scaled until prompts
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,11 @@ SIDE = 32
 WIDTH = 32  # channels, of everything that has channels
 
 
-def write_all(weights: Path) -> None:
-    """Writes one folder for each entry of `BUILDERS`."""
+def write_all(weights: Path, builders: Mapping[str, Callable[[], Any]] | None = None) -> None:
+    """Writes one folder for each entry of `BUILDERS`, or of others."""
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
-    for name, build in BUILDERS.items():
+    for name, build in (builders or BUILDERS).items():
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # advice on how to build real models
             torch.manual_seed(0)

@@ -1,6 +1,7 @@
 """Models through HTTP: every family, from folders and single files; a Hub of the tests' own; files that are none."""
 
 import contextlib
+import io
 import os
 import pickle
 import shutil
@@ -14,10 +15,13 @@ from typing import Any
 
 import httpx
 import original
+import original_flow
 import pytest
 import tiny
+import tiny_language
 import torch
 from hub import TestHub, serving_hub
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from server import ROOT, Live, serving
@@ -30,9 +34,16 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A weights folder with a tiny model of every family, two of them as single files too."""
     weights = tmp_path_factory.mktemp("weights")
     tiny.write_all(weights)
-    for is_xl in (False, True):
-        torch.manual_seed(3)
-        original.write_checkpoint(original.build(is_xl), weights / f"file-{'xl' if is_xl else 'sd'}.safetensors")
+    tiny.write_all(weights, tiny_language.BUILDERS)
+    builders: dict[str, tuple[Any, Any]] = {
+        "sd": (original, original.build(False)),
+        "sd2": (original, original.build_sd2()),
+        "xl": (original, original.build(True)),
+        "sd3": (original_flow, original_flow.build_sd3()),
+        "flux": (original_flow, original_flow.build_flux()),
+    }
+    for name, (layout, pipe) in builders.items():
+        layout.write_checkpoint(pipe, weights / f"file-{name}.safetensors")
     return weights
 
 
@@ -75,13 +86,46 @@ def ask(many: Live) -> Iterator[httpx.Client]:
         yield client
 
 
-@pytest.mark.parametrize("name", ["sd15", "sd21", "sdxl", "flux", "sd3", "auraflow", "file-sd", "file-xl"])
+FAMILIES = ("sd15", "sd21", "sdxl", "flux", "sd3", "auraflow", "flux2", "qwen", "z-image")
+FILES = ("file-sd", "file-sd2", "file-xl", "file-sd3", "file-flux")
+
+
+@pytest.mark.parametrize("name", [*FAMILIES, *FILES])
 def test_every_family_paints(ask: httpx.Client, name: str) -> None:
     """The model that a request names, told in the answer."""
     answer = ask.post("/generate", json=SMALL | {"model": name})
     assert answer.status_code == 200, answer.text
     assert answer.headers["content-type"] == "image/png"
     assert ask.get(f"/v1/models/{name}").json()["state"] == "device"
+
+
+@pytest.mark.parametrize("name", ["sd21", "flux", "sd3"])
+def test_weights_are_heard(ask: httpx.Client, name: str) -> None:
+    """In Compel's syntax; the same words without weights make another picture."""
+    pixels = []
+    for prompt in ("a bridge by night", "a (bridge)1.6 by night", '("a bridge", "night").blend(0.5, 0.5)'):
+        answer = ask.post("/generate", json=SMALL | {"model": name, "prompt": prompt})
+        assert answer.status_code == 200, answer.text
+        pixels.append(Image.open(io.BytesIO(answer.content)).tobytes())
+    assert len(set(pixels)) == 3
+
+
+WISHES = [
+    ("qwen", {"prompt": "a (bridge)1.6"}, "prompt"),
+    ("z-image", {"prompt": "(a bridge:1.2)", "prompt_syntax": "a1111"}, "prompt"),
+    ("flux2", {"negative_prompt": "mud++"}, "negative_prompt"),
+    ("flux", {"clip_skip": 1}, "clip_skip"),
+    ("sd3", {"prompt": "(a bridge:1.2)", "prompt_syntax": "a1111"}, "prompt"),
+    ("sd15", {"prompt": "a bridge.swap(tower)"}, "prompt"),
+]
+
+
+@pytest.mark.parametrize(("name", "wish", "field"), WISHES)
+def test_what_a_family_cannot_do_is_said(ask: httpx.Client, name: str, wish: dict[str, Any], field: str) -> None:
+    """422 with the field and the way out, never a picture of something else."""
+    answer = ask.post("/generate", json=SMALL | {"model": name} | wish)
+    assert (answer.status_code, answer.json()["code"]) == (422, "invalid_recipe"), answer.text
+    assert [error["field"] for error in answer.json()["errors"]] == [field]
 
 
 def test_the_list(ask: httpx.Client) -> None:

@@ -13,11 +13,9 @@ from daguerre import catalog, weightfile
 from daguerre.errors import CatalogError, ModelNotFound, ModelNotPulled
 
 ROOT = Path(__file__).parent.parent.parent
-SD15 = (
-    "model.diffusion_model.input_blocks.0.0.weight",
-    "cond_stage_model.transformer.text_model.embeddings.position_embedding.weight",
-)
-SDXL = (SD15[0], "conditioner.embedders.1.model.transformer.resblocks.0.attn.in_proj_weight")
+COMMON = ("model.diffusion_model.input_blocks.0.0.weight", "first_stage_model.decoder.conv_in.weight")
+SD15 = (*COMMON, "cond_stage_model.transformer.text_model.embeddings.position_embedding.weight")
+SDXL = (*COMMON, "conditioner.embedders.1.model.transformer.resblocks.0.attn.in_proj_weight")
 
 
 def _tensor(begin: int, end: int, shape: list[Any] | None = None, dtype: str = "F32") -> dict[str, Any]:
@@ -109,8 +107,21 @@ def test_a_checkpoint_is_what_its_tensors_say(tmp_path: Path) -> None:
         "StableDiffusionPipeline",
         "StableDiffusionXLPipeline",
     )
-    with pytest.raises(CatalogError, match="no whole Stable Diffusion"):
+    with pytest.raises(CatalogError, match="no whole checkpoint of Stable Diffusion"):
         found.model("lora")
+
+
+def test_what_a_checkpoint_predicts_is_not_said_of_folders(tmp_path: Path) -> None:
+    """Their schedulers say it."""
+    _folder(tmp_path / "a")
+    (tmp_path / "b.safetensors").write_bytes(_checkpoint(SD15))
+    (tmp_path / "catalog.toml").write_text(
+        '[models.a]\nprediction = "epsilon"\n[models.b]\nprediction = "v_prediction"\n'
+    )
+    found = catalog.read(tmp_path, "b")
+    assert found.model().prediction == "v_prediction"
+    with pytest.raises(CatalogError, match="a folder's scheduler says it"):
+        found.model("a")
 
 
 PICKLES = ("x.bin", "x.ckpt", "x.pt", "x.pth", "x.pkl", "X.SafeTensors", "x.safetensors.bin", "x.msgpack", "x", "x.zip")

@@ -1,37 +1,41 @@
-"""Owns checkpoints in a single file, of Stable Diffusion 1.x and XL in their original layout.
+"""Owns checkpoints in a single file: what diffusers has to be told before it can read one.
 
 Such a file holds tensors and nothing else. What diffusers wants to know beside them is told by the tensors' names and
 shapes, or is the same in every model of the family: the number of attention heads (Rombach et al. 2022, appendix E;
-Podell et al. 2023, section 2.1), and the noise schedule. CLIP's tokenizer is taken from the weights folder.
+Podell et al. 2023, section 2.1), and the noise schedule. Tokenizers are taken from the weights folder.
 """
 
 import contextlib
 import json
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import diffusers
+import torch
 import transformers
 
+from daguerre.catalog import Prediction
+from daguerre.checkpointfile import DENOISER, is_sd2, predicts_v
+from daguerre.engine.flow_checkpoints import flow_scheduler, flux, flux_transformer, sd3
+from daguerre.engine.shapes import HEAD_WIDTH, Config, Shapes, autoencoder, clip, count, open_clip, under
 from daguerre.errors import CatalogError
-from daguerre.weightfile import Header, read_header
+from daguerre.weightfile import Header, read_header, read_json
 
-#: Where CLIP's tokenizer is looked for first, in the weights folder: tokenizer.json, or vocab.json and merges.txt.
-TOKENIZER = Path("tokenizers", "clip")
-HEAD_WIDTH = 64  # of SDXL's UNet and of every CLIP text encoder
-
-Config = dict[str, Any]
-Shapes = Mapping[str, tuple[int, ...]]
+#: Where tokenizers are looked for first, in the weights folder: tokenizer.json, or vocab.json and merges.txt.
+TOKENIZERS = {"clip": Path("tokenizers", "clip"), "t5": Path("tokenizers", "t5")}
+#: T5's vocabulary is filled up to a multiple of that.
+_T5_ROUNDING = 128
 
 _BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
-_UNET, _VAE = "model.diffusion_model.", "first_stage_model."
+_VAE = "first_stage_model."
+_SD2_LAYERS = 23
 
 
 @contextlib.contextmanager
-def described(path: Path, pipeline: str) -> Iterator[Config]:
+def described(path: Path, pipeline: str, dtype: torch.dtype, prediction: Prediction | None = None) -> Iterator[Config]:
     """What ``from_single_file`` is to be called with, beside the file; its folder of configurations lives as long.
 
     Raises:
@@ -39,38 +43,66 @@ def described(path: Path, pipeline: str) -> Iterator[Config]:
         CatalogError: there is no tokenizer for it.
     """
     header = read_header(path)
-    is_xl = pipeline == "StableDiffusionXLPipeline"
-    parts = _xl(header) if is_xl else _sd(header)
-    tokenizers = _tokenizers(path.parent, parts["text_encoder"]["vocab_size"], is_xl)
+    parts = _FAMILIES[pipeline](header)
+    given = _tokenizers(path.parent, parts, pads_with_first=is_sd2(header))
+    given["scheduler"] = _scheduler(header, pipeline, prediction)
     with tempfile.TemporaryDirectory(prefix="daguerre-") as folder:
         for name, config in parts.items():
             (Path(folder) / name).mkdir()
             (Path(folder) / name / "config.json").write_text(json.dumps(config))
-        index = {"_class_name": pipeline} | {name: _LIBRARIES[name] for name in parts}
+        libraries = _LIBRARIES | _OTHER_LIBRARIES.get(pipeline, {})
+        index = {"_class_name": pipeline} | {name: libraries[name] for name in parts}
         (Path(folder) / "model_index.json").write_text(json.dumps(index))
-        yield {"config": folder, "scheduler": _scheduler(header, is_xl)} | tokenizers
+        if pipeline == "FluxPipeline":
+            given["transformer"] = flux_transformer(path, folder, parts["transformer"], dtype)
+        if pipeline == "StableDiffusion3Pipeline" and "text_encoder_3" not in parts:
+            given |= {"text_encoder_3": None, "tokenizer_3": None}
+        yield {"config": folder} | given
 
 
+_CLIP = ["transformers", "CLIPTextModelWithProjection"]
+_T5 = ["transformers", "T5EncoderModel"]
 _LIBRARIES = {
     "unet": ["diffusers", "UNet2DConditionModel"],
     "vae": ["diffusers", "AutoencoderKL"],
     "text_encoder": ["transformers", "CLIPTextModel"],
-    "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
+    "text_encoder_2": _CLIP,
+}
+_OTHER_LIBRARIES = {
+    "FluxPipeline": {"transformer": ["diffusers", "FluxTransformer2DModel"], "text_encoder_2": _T5},
+    "StableDiffusion3Pipeline": {
+        "transformer": ["diffusers", "SD3Transformer2DModel"],
+        "text_encoder": _CLIP,
+        "text_encoder_3": _T5,
+    },
 }
 
 
 def _sd(header: Header) -> dict[str, Config]:
     unet = _unet(header.shapes) | {"attention_head_dim": 8, "sample_size": 64}
-    clip = _clip(_under(header, "cond_stage_model.transformer.text_model."))
-    return {"unet": unet, "vae": _vae(header) | {"scaling_factor": 0.18215}, "text_encoder": clip}
+    vae = autoencoder(under(header.shapes, _VAE)) | {"scaling_factor": 0.18215}
+    if not is_sd2(header):
+        text = clip(under(header.shapes, "cond_stage_model.transformer."))
+        return {"unet": unet, "vae": vae, "text_encoder": text}
+    text = open_clip(under(header.shapes, "cond_stage_model.model."))
+    # Stable Diffusion 2 takes the output of the layer before the last; files made of folders have no more than those.
+    text["num_hidden_layers"] -= text["num_hidden_layers"] != _SD2_LAYERS
+    unet["attention_head_dim"] = _heads(unet)
+    unet["sample_size"] = 96 if predicts_v(header) else 64
+    return {"unet": unet, "vae": vae, "text_encoder": text}
+
+
+def _heads(unet: Config) -> list[int]:
+    """Of each level; that is what diffusers means by ``attention_head_dim``."""
+    return [max(1, width // HEAD_WIDTH) for width in unet["block_out_channels"]]
 
 
 def _xl(header: Header) -> dict[str, Config]:
     unet = _unet(header.shapes)
-    large = _open_clip(_under(header, "conditioner.embedders.1.model."))
-    conditioned = header.shapes[_UNET + "label_emb.0.0.weight"][1]
+    large = open_clip(under(header.shapes, "conditioner.embedders.1.model."))
+    conditioned = header.shapes[DENOISER + "label_emb.0.0.weight"][1]
     unet |= {
-        "attention_head_dim": [max(1, width // HEAD_WIDTH) for width in unet["block_out_channels"]],
+        "attention_head_dim": _heads(unet),
         "sample_size": 128,
         "addition_embed_type": "text_time",
         # The six numbers of SDXL's size conditioning are embedded beside the pooled text.
@@ -79,41 +111,40 @@ def _xl(header: Header) -> dict[str, Config]:
     }
     return {
         "unet": unet,
-        "vae": _vae(header) | {"scaling_factor": 0.13025, "force_upcast": True},
-        "text_encoder": _clip(_under(header, "conditioner.embedders.0.transformer.text_model.")),
+        "vae": autoencoder(under(header.shapes, _VAE)) | {"scaling_factor": 0.13025, "force_upcast": True},
+        "text_encoder": clip(under(header.shapes, "conditioner.embedders.0.transformer.")),
         "text_encoder_2": large,
     }
 
 
-def _under(header: Header, prefix: str) -> Shapes:
-    return {name.removeprefix(prefix): shape for name, shape in header.shapes.items() if name.startswith(prefix)}
-
-
-def _count(shapes: Shapes, pattern: str) -> int:
-    """How many numbers a pattern's group takes, from 0 on."""
-    found = {int(match[1]) for name in shapes if (match := re.match(pattern, name))}
-    return max(found, default=-1) + 1
+#: By diffusers class: the configurations of a file's parts.
+_FAMILIES: Mapping[str, Callable[[Header], dict[str, Config]]] = {
+    "StableDiffusionPipeline": _sd,
+    "StableDiffusionXLPipeline": _xl,
+    "StableDiffusion3Pipeline": sd3,
+    "FluxPipeline": flux,
+}
 
 
 def _unet(shapes: Shapes) -> Config:
     """The levels of the UNet, read off its input blocks: resnets, some with attention, then a downsampler."""
     levels: list[list[int]] = [[]]  # the depth of attention after each resnet
     widths: list[int] = []
-    for i in range(1, _count(shapes, re.escape(_UNET) + r"input_blocks\.(\d+)\.")):
-        block = f"{_UNET}input_blocks.{i}."
+    for i in range(1, count(shapes, re.escape(DENOISER) + r"input_blocks\.(\d+)\.")):
+        block = f"{DENOISER}input_blocks.{i}."
         if block + "0.op.weight" in shapes:
             levels.append([])
             continue
-        levels[-1].append(_count(shapes, re.escape(block) + r"1\.transformer_blocks\.(\d+)\."))
+        levels[-1].append(count(shapes, re.escape(block) + r"1\.transformer_blocks\.(\d+)\."))
         if len(widths) < len(levels):
             widths.append(shapes[block + "0.out_layers.3.weight"][0])
     deep = [max(level) for level in levels]
-    attention = next(name for name in shapes if name.startswith(_UNET) and name.endswith(".attn2.to_k.weight"))
-    linear = next(name for name in shapes if name.startswith(_UNET) and name.endswith(".proj_in.weight"))
+    attention = next(name for name in shapes if name.startswith(DENOISER) and name.endswith(".attn2.to_k.weight"))
+    linear = next(name for name in shapes if name.startswith(DENOISER) and name.endswith(".proj_in.weight"))
     kinds = [("CrossAttn{}Block2D" if depth else "{}Block2D") for depth in deep]
     return {
-        "in_channels": shapes[_UNET + "input_blocks.0.0.weight"][1],
-        "out_channels": shapes[_UNET + "out.2.weight"][0],
+        "in_channels": shapes[DENOISER + "input_blocks.0.0.weight"][1],
+        "out_channels": shapes[DENOISER + "out.2.weight"][0],
         "block_out_channels": widths,
         "layers_per_block": len(levels[0]),
         "down_block_types": [kind.format("Down") for kind in kinds],
@@ -124,66 +155,42 @@ def _unet(shapes: Shapes) -> Config:
     }
 
 
-def _vae(header: Header) -> Config:
-    shapes = _under(header, _VAE)
-    levels = _count(shapes, r"encoder\.down\.(\d+)\.")
-    return {
-        "block_out_channels": [shapes[f"encoder.down.{i}.block.0.conv1.weight"][0] for i in range(levels)],
-        "layers_per_block": _count(shapes, r"encoder\.down\.0\.block\.(\d+)\."),
-        "latent_channels": shapes["decoder.conv_in.weight"][1],
-        "down_block_types": ["DownEncoderBlock2D"] * levels,
-        "up_block_types": ["UpDecoderBlock2D"] * levels,
-    }
-
-
-def _clip(shapes: Shapes) -> Config:
-    """OpenAI's text encoder."""
-    vocabulary, width = shapes["embeddings.token_embedding.weight"]
-    layers = _count(shapes, r"encoder\.layers\.(\d+)\.")
-    inner = shapes["encoder.layers.0.mlp.fc1.weight"][0]
-    return _text_config(vocabulary, width, layers, inner) | {"hidden_act": "quick_gelu", "projection_dim": width}
-
-
-def _open_clip(shapes: Shapes) -> Config:
-    """OpenCLIP's text encoder, with the projection of the pooled text."""
-    vocabulary, width = shapes["token_embedding.weight"]
-    layers = _count(shapes, r"transformer\.resblocks\.(\d+)\.")
-    inner = shapes["transformer.resblocks.0.mlp.c_fc.weight"][0]
-    config = _text_config(vocabulary, width, layers, inner)
-    return config | {"hidden_act": "gelu", "projection_dim": shapes["text_projection"][1]}
-
-
-def _text_config(vocabulary: int, width: int, layers: int, inner: int) -> Config:
-    return {
-        "vocab_size": vocabulary,
-        "hidden_size": width,
-        "num_hidden_layers": layers,
-        "intermediate_size": inner,
-        "num_attention_heads": max(1, width // HEAD_WIDTH),
-        "bos_token_id": vocabulary - 2,
-        "eos_token_id": vocabulary - 1,
-    }
-
-
-def _scheduler(header: Header, is_xl: bool) -> Any:
-    """The family's own; SDXL models that predict v instead of noise say so by an empty tensor of that name."""
-    if not is_xl:
-        return diffusers.PNDMScheduler(skip_prk_steps=True, set_alpha_to_one=False, **_BETAS)
-    options: Config = {"prediction_type": "v_prediction"} if "v_pred" in header.shapes else {}
+def _scheduler(header: Header, pipeline: str, prediction: Prediction | None) -> Any:
+    """The family's own, predicting what the file or the catalogue says."""
+    if pipeline not in ("StableDiffusionPipeline", "StableDiffusionXLPipeline"):
+        return flow_scheduler(header, pipeline)
+    options: Config = {"prediction_type": prediction or ("v_prediction" if predicts_v(header) else "epsilon")}
+    if pipeline == "StableDiffusionPipeline":
+        return diffusers.PNDMScheduler(skip_prk_steps=True, set_alpha_to_one=False, **_BETAS, **options)
     options |= {"rescale_betas_zero_snr": True} if "ztsnr" in header.shapes else {}
     return diffusers.EulerDiscreteScheduler(timestep_spacing="leading", **_BETAS, **options)
 
 
-def _tokenizers(weights: Path, vocabulary: int, is_xl: bool) -> Config:
-    """CLIP's tokenizer, and a second that pads as OpenCLIP does, from the first folder whose tokens are as many."""
-    for folder in (weights / TOKENIZER, *sorted(weights.glob("*/tokenizer"))):
-        if not folder.is_dir():
+def _tokenizers(weights: Path, parts: Mapping[str, Config], pads_with_first: bool) -> Config:
+    """A tokenizer for each text encoder. OpenCLIP's pad with the first token, OpenAI's with the last."""
+    found: Config = {}
+    for name in sorted(parts.keys() & {"text_encoder", "text_encoder_2", "text_encoder_3"}):
+        is_t5 = "d_model" in parts[name]
+        tokenizer = _tokenizer(weights, "t5" if is_t5 else "clip", parts[name]["vocab_size"])
+        if not is_t5:
+            is_open = pads_with_first or name == "text_encoder_2"
+            tokenizer.pad_token = "!" if is_open else tokenizer.eos_token
+        found[name.replace("text_encoder", "tokenizer")] = tokenizer
+    return found
+
+
+def _tokenizer(weights: Path, kind: str, vocabulary: int) -> Any:
+    """From the first folder whose tokens are as many."""
+    reader = transformers.T5TokenizerFast if kind == "t5" else transformers.CLIPTokenizer
+    rounding = _T5_ROUNDING if kind == "t5" else 1
+    for folder in (weights / TOKENIZERS[kind], *sorted(weights.glob("*/tokenizer*"))):
+        name = str(read_json(folder / "tokenizer_config.json").get("tokenizer_class", "CLIPTokenizer"))
+        if not folder.is_dir() or kind.upper() not in name:
             continue
-        first = transformers.CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-        if len(first) == vocabulary:
-            second = transformers.CLIPTokenizer.from_pretrained(folder, local_files_only=True, pad_token="!")  # noqa: S106
-            return {"tokenizer": first} | ({"tokenizer_2": second} if is_xl else {})
+        tokenizer = reader.from_pretrained(folder, local_files_only=True)
+        if len(tokenizer) <= vocabulary < len(tokenizer) + rounding:
+            return tokenizer
     raise CatalogError(
-        f"a checkpoint in a single file holds no tokenizer: put CLIP's into {TOKENIZER.as_posix()} in the weights "
-        "folder, or the folder of any Stable Diffusion model beside it"
+        f"a checkpoint in a single file holds no tokenizer: put {kind.upper()}'s into {TOKENIZERS[kind].as_posix()} in "
+        "the weights folder, or the folder of any model that has it beside the checkpoint"
     )

@@ -19,17 +19,23 @@ class Roles:
 
     ``rows``: tensors [rows, ...], or containers of such, concatenated. ``listed``: lists with an entry for each row.
     ``scalars``: one value for the call, broadcast to its rows. ``shared``: position ids, which follow from the size of
-    the picture: the first call's serve all.
+    the picture: the first call's serve all. ``alone``: whoever brings one shares with nobody. ``block``: what the class
+    fills the first dimension of listed tensors up to a multiple of, so that within a block lengths may differ.
     """
 
     rows: frozenset[str]
     listed: frozenset[str] = frozenset()
     scalars: frozenset[str] = frozenset()
     shared: frozenset[str] = frozenset()
+    alone: frozenset[str] = frozenset()
+    block: int = 1
 
 
-def _roles(rows: str, listed: str = "", scalars: str = "", shared: str = "") -> Roles:
-    return Roles(*(frozenset(names.split()) for names in (rows, listed, scalars, shared)))
+def _roles(rows: str, listed: str = "", scalars: str = "", shared: str = "", alone: str = "", block: int = 1) -> Roles:
+    def named(names: str) -> frozenset[str]:
+        return frozenset(names.split())
+
+    return Roles(named(rows), named(listed), named(scalars), named(shared), named(alone), block)
 
 
 #: By class name.
@@ -48,6 +54,7 @@ DENOISERS = {
     "Flux2Transformer2DModel": _roles(
         "hidden_states encoder_hidden_states timestep guidance",
         shared="img_ids txt_ids",
+        alone="kv_cache kv_cache_mode",  # of pictures to refer to: one call's, by its rows
     ),
     "SD3Transformer2DModel": _roles(
         "hidden_states encoder_hidden_states pooled_projections timestep block_controlnet_hidden_states",
@@ -56,7 +63,13 @@ DENOISERS = {
         "hidden_states encoder_hidden_states encoder_hidden_states_mask timestep guidance additional_t_cond",
         listed="img_shapes",
     ),
-    "ZImageTransformer2DModel": _roles("t", listed="x cap_feats"),
+    "ZImageTransformer2DModel": _roles(
+        "t",
+        listed="x cap_feats",
+        alone="controlnet_block_samples siglip_feats image_noise_mask",
+        # Captions of one block are as long after padding, and need no mask: the forward is the one that they had alone.
+        block=32,
+    ),
 }
 
 
@@ -76,8 +89,12 @@ def batch_key(roles: Roles, arguments: Arguments) -> Hashable | None:
     for name, value in sorted(arguments.items()):
         if name in roles.scalars:
             continue
-        is_ours = name in roles.rows or name in roles.listed or name in roles.shared
-        part = _shape(value) if is_ours else _constant(value)
+        if name in roles.alone and value is not None:
+            return None
+        if name in roles.listed:
+            part = _entries(value, roles.block)
+        else:
+            part = _shape(value) if name in roles.rows or name in roles.shared else _constant(value)
         if part is None:
             return None
         parts.append((name, part))
@@ -93,6 +110,17 @@ def _shape(value: Any) -> Hashable:
     if isinstance(value, list | tuple):
         return tuple(_shape(item) for item in value)
     return (value,)
+
+
+def _entries(value: Any, block: int) -> Hashable | None:
+    """What must be equal of a list: the kinds of its entries, however many there are; None for lists within it."""
+    kinds: set[Hashable] = set()
+    for entry in value:
+        if isinstance(entry, torch.Tensor):
+            kinds.add((-(-entry.shape[0] // block), *entry.shape[1:], str(entry.dtype)))
+        else:
+            kinds.add(_constant(entry))
+    return None if None in kinds else frozenset(kinds)
 
 
 def _constant(value: Any) -> Hashable | None:

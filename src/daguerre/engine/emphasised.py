@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from daguerre.emphasis import Parsed
+from daguerre.engine.shortened import Shortened
 
 CHUNK = 75  # tokens between start and end
 BACK = 20  # tokens that may move to the next chunk, to end at a comma
@@ -75,16 +76,9 @@ def _embed(
     rows = [[start, *(token for token, _ in chunk), end] for chunk in chunks]
     ids = torch.tensor([row + [pad] * (CHUNK + 2 - len(row)) for row in rows], device=encoder.device)
     weights = [[1.0, *(weight for _, weight in chunk)] for chunk in chunks]
-    output = encoder(ids, output_hidden_states=True)
-    if is_xl:
-        embeds = output.hidden_states[-2 - clip_skip]
-    elif clip_skip:
-        norm = getattr(encoder, "text_model", encoder).final_layer_norm
-        embeds = norm(output.hidden_states[-1 - clip_skip])
-    else:
-        embeds = output.last_hidden_state
-    # The encoder's device is known for sure only now: it may have come there when it was called.
-    spread = torch.tensor([row + [1.0] * (CHUNK + 2 - len(row)) for row in weights], device=embeds.device)
+    spread = torch.tensor([row + [1.0] * (CHUNK + 2 - len(row)) for row in weights], device=encoder.device)
+    output = Shortened(encoder, clip_skip)(ids)
+    embeds = output.hidden_states[-2] if is_xl else output.last_hidden_state
     weighted = embeds * spread[..., None].to(embeds.dtype)
     before, after = embeds.float().mean((1, 2)), weighted.float().mean((1, 2))
     # Unweighted chunks stay what they are to the bit; where the mean is nothing but rounding, there is none to keep.

@@ -7,6 +7,7 @@ comes of it is what would come of diffusers' ``load_textual_inversion``. For the
 
 import contextlib
 import copy
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -50,6 +51,7 @@ class Inversions:
 
     def __init__(self, pipe: Any) -> None:
         self.shell = copy.copy(pipe)
+        self.shell.inversions = weakref.proxy(self)  # for Compel
         self._tables: list[Table] = []
         self._tokenizers: list[Any] = []
         self._words: dict[str, list[str]] = {}  # by the content's digest, one for each vector

@@ -7,6 +7,7 @@ from typing import Any
 
 import diffusers
 import torch
+import transformers
 
 from daguerre import weightfile
 from daguerre.catalog import Model
@@ -42,8 +43,11 @@ def _from_folder(model: Model, dtype: torch.dtype, given: dict[str, Any]) -> Any
     if weightfile.SAFETY_CHECKER in index:
         given |= {weightfile.SAFETY_CHECKER: None, "feature_extractor": None, "requires_safety_checker": False}
     for name, value in index.items():
-        if isinstance(value, list) and value[0] is not None and name not in given:
-            _expect(name, value)
+        if isinstance(value, list) and name not in given:
+            if value[0] is None:  # a part that it does without
+                given |= {name: None}
+            else:
+                _expect(name, value)
     return diffusers.DiffusionPipeline.from_pretrained(
         model.path,
         dtype=dtype,
@@ -73,10 +77,16 @@ def _variant(folder: Path) -> str | None:
 def _from_file(model: Model, kind: Any, dtype: torch.dtype, given: dict[str, Any]) -> Any:
     weightfile.read_header(model.path)
     try:
-        with checkpoints.described(model.path, model.pipeline) as config:
-            return kind.from_single_file(str(model.path), dtype=dtype, local_files_only=True, **config, **given)
+        with checkpoints.described(model.path, model.pipeline, dtype, model.prediction) as config:
+            pipe = kind.from_single_file(str(model.path), dtype=dtype, local_files_only=True, **config, **given)
     except (KeyError, StopIteration) as error:
         raise CatalogError("it is no whole checkpoint: tensors are missing") from error
+    for part in pipe.components.values():
+        if isinstance(part, transformers.PreTrainedModel):
+            # diffusers 0.42 leaves T5 as it is trained, and its table of tokens, which files hold once, half empty.
+            part.eval()
+            part.tie_weights()
+    return pipe
 
 
 def _vae(folder: Path, dtype: torch.dtype) -> Any:

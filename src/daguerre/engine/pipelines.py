@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import functools
 import inspect
 import logging
 import os
@@ -131,7 +132,7 @@ class Pipeline:
         self.adapters = Adapters(pipe, device)
         self.references = References(_denoiser_of(pipe))
         self._preview: Preview | None = None  # made when one is asked for
-        self._conditioning = Conditioning(pipe, frozenset(inspect.signature(pipe.__call__).parameters), device)
+        self._conditioning = Conditioning(pipe, device, functools.partial(self._parts.bring_in, "encoders"))
 
     @property
     def denoiser(self) -> torch.nn.Module:
@@ -153,7 +154,12 @@ class Pipeline:
     def is_of(self, model: Model) -> bool:
         """Whether it was made of the same files as this model would be."""
         own = self.model
-        return (own.path, own.vae, own.elements) == (model.path, model.vae, model.elements)
+        return (own.path, own.vae, own.elements, own.prediction) == (
+            model.path,
+            model.vae,
+            model.elements,
+            model.prediction,
+        )
 
     def to_device(self) -> None:
         """Moves the weights to the device, as far as its memory plan has them there."""
@@ -216,6 +222,7 @@ class Pipeline:
         shell = copy.copy(pipe)
         shell.scheduler = self._scheduler(recipe.scheduler)
         arguments = self._conditioning.arguments(recipe, self.adapters.encoders_key, learned)
+        self._conditioning.remember(shell, recipe, self.adapters.encoders_key)
         arguments |= self.references.arguments(references, is_guided=recipe.guidance_scale > 1)
         timer.encoded = time.perf_counter()
 
