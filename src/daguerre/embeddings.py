@@ -30,9 +30,12 @@ MAX_VECTORS, MAX_BYTES = 75, 4 << 20
 #: Text encoders by family of models; other families' take no vectors.
 ENCODERS = {"sd": ("text_encoder",), "sdxl": ("text_encoder", "text_encoder_2")}
 
-#: Where checkpoints in a single file have the vectors of words.
+#: Where checkpoints in a single file may have the vectors of words.
 _WORDS = {
-    "sd": ("cond_stage_model.transformer.text_model.embeddings.token_embedding.weight",),
+    "sd": (
+        "cond_stage_model.transformer.text_model.embeddings.token_embedding.weight",
+        "cond_stage_model.model.token_embedding.weight",  # 2.x
+    ),
     "sdxl": (
         "conditioner.embedders.0.transformer.text_model.embeddings.token_embedding.weight",
         "conditioner.embedders.1.model.token_embedding.weight",

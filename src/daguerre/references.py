@@ -236,7 +236,7 @@ def _width(encoder: Path, kind: Kind) -> int | None:
 
 
 def misfit(known: Known, model: Model) -> str | None:
-    """Why an IP-Adapter does not fit a model, from their headers; of a checkpoint in one file the family tells."""
+    """Why an IP-Adapter does not fit a model, from their headers; of a checkpoint in one file family and width tell."""
     why = None
     if model.family not in (("flux",) if known.file.is_flux else ("sd", "sdxl")):
         return f"it is for {known.family or 'models with a UNet'}"
@@ -249,6 +249,8 @@ def misfit(known: Known, model: Model) -> str | None:
             why = "its keys and values are for other attentions"
     elif known.family != model.family:
         why = f"it is for {known.family or 'other models'}"
+    elif not known.file.is_flux and known.file.context not in _contexts(model.path):
+        why = f"it makes tokens that are {known.file.context} wide"
     if why is not None and known.family not in (None, model.family):
         return f"it is for {known.family}"
     return why
@@ -263,6 +265,12 @@ def _layers(folder: Path, _elements: int) -> tuple[int, tuple[int, ...], bool]:
         return layers[cross[0]][1], tuple(layers[name][0] for name in cross), False
     streams = sorted((name for name in layers if _STREAMS.fullmatch(name)), key=_place)
     return layers.get(_FLUX_CONTEXT, (0, 0))[1], tuple(layers[name][0] for name in streams), True
+
+
+def _contexts(path: Path) -> set[int]:
+    """The widths of text that the attentions of a checkpoint in a single file look at."""
+    shapes = weightfile.read_header(path).shapes
+    return {shape[1] for name, shape in shapes.items() if name.endswith(".attn2.to_k.weight") and len(shape) == 2}
 
 
 def _place(name: str) -> tuple[int, ...]:

@@ -3,6 +3,7 @@
 import contextlib
 import gc
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -490,7 +491,7 @@ def test_host_memory_is_bounded(shelf: Shelf) -> None:
     size = read(adapters[0], torch.float32).bytes
     told: list[Any] = []
     brought: list[Any] = []
-    cache = AdapterCache(torch.float32, False, told.append, brought.append, budget=2 * size)
+    cache = AdapterCache(partial(read, dtype=torch.float32), "loras", told.append, brought.append, budget=2 * size)
 
     def have(*wanted: int) -> list[Hosted] | None:
         chosen = [adapters[i] for i in wanted]

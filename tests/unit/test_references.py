@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
@@ -18,7 +19,7 @@ from daguerre.catalog import Model
 from daguerre.embeddings import Embeddings
 from daguerre.errors import CatalogError, InvalidRecipe
 from daguerre.recipe import Draft, Recipe, ReferenceUse, ReferenceWish
-from daguerre.references import References
+from daguerre.references import References, misfit
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -235,6 +236,24 @@ def test_the_embedded_model_takes_what_has_its_shapes(put: Callable[..., Path], 
     assert shelf.adapter("own", model).key != before.key
     with pytest.raises(InvalidRecipe, match=re.escape("known IP-Adapters: other (sd), own (unknown)")):
         shelf.adapter("nope", model)
+
+
+@pytest.mark.parametrize(("width", "fits"), [(768, True), (1024, False)])
+def test_checkpoints_in_a_single_file(
+    put: Callable[..., Path], tmp_path: Path, model: Model, width: int, fits: bool
+) -> None:
+    """Stable Diffusion 1.x and 2.x are of one family: the width of their text tells them apart, for embeddings, too."""
+    put(packed(PLAIN), "one.safetensors")
+    encoder(put, projection_dim=SEEN)
+    put(packed({"emb_params": (1, 768)}), "word.safetensors", "embeddings")
+    words = "cond_stage_model.transformer.text_model.embeddings.token_embedding.weight"
+    layers = {"model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight": (320, width)}
+    layers[words if fits else "cond_stage_model.model.token_embedding.weight"] = (4, width)
+    path = put(packed(layers), "sd.safetensors", ".")
+    single = msgspec.structs.replace(model, name="sd", family="sd", pipeline="StableDiffusionPipeline", path=path)
+    (known,) = References(tmp_path).adapters
+    (word,) = Embeddings(tmp_path).embeddings
+    assert (misfit(known, single) is None, word.misfit(single) is None) == (fits, fits)
 
 
 @pytest.mark.parametrize(
