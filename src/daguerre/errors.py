@@ -6,6 +6,7 @@
     ├── SettingsError              a setting is unknown, or has a value that cannot be
     ├── CatalogError               a folder or an entry of the catalogue cannot be used
     ├── PullFailed                 a model could not be fetched from the Hub
+    ├── FetchFailed                what a URL names could not be had
     ├── BadRequest                 what the client sent cannot be served
     │   ├── MalformedBody          not JSON, not UTF-8, nested too deep
     │   ├── InvalidRecipe          fields of a recipe are wrong; each is named
@@ -16,6 +17,7 @@
     │   ├── HostNotAllowed
     │   ├── KeyReused              an Idempotency-Key came with two different requests
     │   ├── LoraIncompatible       a LoRA is broken, or made for another model
+    │   ├── UrlRefused             a URL that this server will not go to
     │   └── ModelBusy              a model that is painted with cannot be unloaded
     ├── NotFound
     │   ├── RouteNotFound
@@ -80,6 +82,12 @@ class PullFailed(DaguerreError):
     """The model could not be fetched from the Hub."""
 
     code = "pull_failed"
+
+
+class FetchFailed(DaguerreError):
+    """Nobody answers there in HTTP."""
+
+    code = "fetch_failed"
 
 
 class BadRequest(DaguerreError):
@@ -148,6 +156,12 @@ class LoraIncompatible(BadRequest):
     """The LoRA is broken, or does not fit the model."""
 
     code = "lora_incompatible"
+
+
+class UrlRefused(BadRequest):
+    """This server does not go to that URL."""
+
+    code = "url_refused"
 
 
 class NotFound(DaguerreError):

@@ -33,6 +33,8 @@ STATUSES: dict[type[DaguerreError], tuple[int, str]] = {
     errors.LoraNotFound: (404, "LoRA not found"),
     errors.LoraIncompatible: (422, "LoRA does not fit"),
     errors.ModelNotPulled: (404, "Model not on this machine"),
+    errors.UrlRefused: (422, "URL refused"),
+    errors.FetchFailed: (502, "Fetch failed"),
     errors.QueueFull: (503, "Queue full"),
     errors.NotReady: (503, "Not ready"),
     errors.Draining: (503, "Shutting down"),
