@@ -4,7 +4,9 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
+import msgspec
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -13,10 +15,11 @@ from starlette.requests import ClientDisconnect
 from daguerre import catalog as catalogs
 from daguerre.engine import Budgets, Engine, Event, Tuning
 from daguerre.errors import DaguerreError
-from daguerre.http import problems
+from daguerre.http import problems, wire
 from daguerre.http.gate import BodyLimit, HostCheck, RequestId
 from daguerre.http.routes import ROUTES
 from daguerre.http.state import State
+from daguerre.job import Job
 from daguerre.jobs.dispatch import Dispatch
 from daguerre.jobs.loras import LoraShelf
 from daguerre.jobs.models import Models, Pulling
@@ -25,8 +28,13 @@ from daguerre.jobs.service import JobService, Limits, Timeouts
 from daguerre.loras import Loras
 from daguerre.settings import Settings
 from daguerre.store.db import Database
+from daguerre.store.deliveries import DeliveryRows
 from daguerre.store.files import Files
 from daguerre.store.jobs import JobRows
+
+if TYPE_CHECKING:
+    from daguerre.fetching import Fetcher
+    from daguerre.jobs.webhooks import Webhooks
 
 #: Threads that encode pictures and parse large bodies.
 CODEC_THREADS = 2
@@ -42,6 +50,7 @@ class Daguerre(Starlette):
         self._catalog = catalogs.read(settings.weights, settings.default_model)
         self._catalog.model()
         self._loras = Loras(settings.weights)
+        self._fetcher = _fetcher(settings) if settings.webhook_secret else None
         self._service: JobService | None = None
         super().__init__(
             routes=ROUTES,
@@ -94,6 +103,8 @@ class Daguerre(Starlette):
             Budgets(settings.device_memory, settings.host_memory, settings.pinned_models),
         )
         database = Database(settings.data / "daguerre.db")
+        fetcher = self._fetcher
+        webhooks = None if fetcher is None else _webhooks(settings, DeliveryRows(database), fetcher)
         service = JobService(
             self._catalog,
             self._loras,
@@ -103,6 +114,7 @@ class Daguerre(Starlette):
             limits=Limits(settings.queue_limit, settings.least_disk),
             timeouts=Timeouts(settings.wait_timeout, settings.run_timeout, settings.job_timeout),
             result_ttl=settings.result_ttl,
+            webhooks=webhooks,
         )
         pulling = Pulling(settings.weights, settings.hub_endpoint) if settings.allow_pull else None
         shelf = LoraShelf(engine, service)
@@ -111,6 +123,8 @@ class Daguerre(Starlette):
             dispatch = Dispatch(service, engine, files, codec)
             self._service = service
             await service.recover()
+            if webhooks is not None:
+                await webhooks.recover()
             engine.start(preload=self._catalog.model())
             feeding = loop.create_task(dispatch.feed())
             retries = Retries(service)
@@ -129,7 +143,26 @@ class Daguerre(Starlette):
             await self.drain()
             feeding.cancel()
             await models.close()
+            if webhooks is not None:
+                await webhooks.close()
             await asyncio.gather(feeding, return_exceptions=True)
             # The engine is a daemon: one that hangs in a device call does not hold the exit.
             await asyncio.to_thread(engine.close, 5.0)
             await asyncio.to_thread(database.close)
+
+
+def _fetcher(settings: Settings) -> "Fetcher":
+    # Its library takes as long to load as the rest of the server, and most servers have no webhooks.
+    from daguerre.fetching import Fetcher
+
+    return Fetcher(settings.private_hosts, settings.webhook_timeout)
+
+
+def _webhooks(settings: Settings, rows: DeliveryRows, fetcher: "Fetcher") -> "Webhooks":
+    from daguerre.jobs.webhooks import Tries, Webhooks
+
+    def tell(job: Job) -> bytes:
+        return msgspec.json.encode(wire.wire_job(job, []))
+
+    tries = Tries(settings.webhook_tries, settings.webhook_wait)
+    return Webhooks(rows, fetcher, settings.webhook_secret, tries, tell)

@@ -250,7 +250,8 @@ def show_config(config: Config = None) -> None:
     """Print the settings in force and where each came from."""
     settings, origins = configuration.load({}, config=config)
     for name, origin in origins.items():
-        print(f"{name} = {getattr(settings, name)!s}  # {origin}")
+        value = getattr(settings, name)
+        print(f"{name} = {'(hidden)' if name in configuration.SECRETS and value else value!s}  # {origin}")
 
 
 def _flags(**flags: Any) -> dict[str, Any]:

@@ -167,7 +167,7 @@ class Fetcher:
                 return await self._fetched(method, url, headers or {}, content, most)
         except TimeoutError:
             raise FetchFailed("it took too long") from None
-        except (httpx.HTTPError, httpx.InvalidURL):
+        except (httpx.HTTPError, httpx.InvalidURL, ValueError):
             raise FetchFailed from None
 
     async def close(self) -> None:
@@ -201,13 +201,12 @@ class Fetcher:
 
     async def _sent(self, method: str, url: httpx.URL, headers: Mapping[str, str], content: bytes) -> httpx.Response:
         """The answer of the first of the host's addresses that can be connected to."""
-        plain = {"accept-encoding": "identity", **headers}
+        plain = {"host": url.netloc.decode("ascii"), "accept-encoding": "identity", **headers}
         extensions = {"timeout": httpx.Timeout(self._seconds).as_dict(), "sni_hostname": url.host}
         failure: httpx.ConnectError | None = None
         for address in await self._addresses(url.host):
-            # Made of the URL with the name, a request has the name in its Host header.
-            request = httpx.Request(method, url, headers=plain, content=content, extensions=extensions)
-            request.url = url.copy_with(host=str(address))
+            pinned = url.copy_with(host=str(address))
+            request = httpx.Request(method, pinned, headers=plain, content=content, extensions=extensions)
             try:
                 return await self._transport.handle_async_request(request)
             except httpx.ConnectError as error:

@@ -180,24 +180,24 @@ def test_a_closed_database_says_so(tmp_path: Path) -> None:
 
 
 def test_an_old_file_is_copied_then_brought_up_to_date(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Step by step; a file from a newer version is refused as it is."""
-    path = tmp_path / "daguerre.db"
-    Database(path).close()
-    new = tmp_path / "steps"
-    (new / "migrations").mkdir(parents=True)
+    """Step by step, by their numbers, which may have gaps; a file from a newer version is refused as it is."""
+    path, steps = tmp_path / "daguerre.db", tmp_path / "migrations"
+    steps.mkdir()
     first = Path(__file__).parents[2] / "src" / "daguerre" / "store" / "migrations" / "0001.sql"
-    (new / "migrations" / "0001.sql").write_text(first.read_text())
-    (new / "migrations" / "0002.sql").write_text("CREATE TABLE more (a INTEGER) STRICT;")
-    with monkeypatch.context() as patch:
-        patch.setattr("daguerre.store.db.resources.files", lambda _: new)
+    (steps / "0001.sql").write_text(first.read_text())
+    monkeypatch.setattr("daguerre.store.db.resources.files", lambda _: tmp_path)
+    Database(path).close()
+    (steps / "0004.sql").write_text("CREATE TABLE more (a INTEGER) STRICT;")
+    for _ in range(2):  # what is done is not done again
         Database(path).close()
     connection = sqlite3.connect(path)
     assert "more" in _tables(connection)
     connection.close()
-    copy = sqlite3.connect(tmp_path / "daguerre.before-2.db")
+    copy = sqlite3.connect(tmp_path / "daguerre.before-4.db")
     assert "jobs" in _tables(copy)
     assert "more" not in _tables(copy)
     copy.close()
+    (steps / "0004.sql").unlink()
     with pytest.raises(StorageFailed, match="newer"):
         Database(path)
 

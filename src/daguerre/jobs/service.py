@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -17,6 +18,8 @@ from daguerre.errors import (
     DaguerreError,
     DiskLow,
     Draining,
+    FieldError,
+    InvalidRecipe,
     JobCancelled,
     JobNotFound,
     JobTimeout,
@@ -35,6 +38,9 @@ from daguerre.jobs.queue import Queue
 from daguerre.loras import Loras
 from daguerre.store.files import Files
 from daguerre.store.jobs import JobRows, Key
+
+if TYPE_CHECKING:
+    from daguerre.jobs.webhooks import Webhooks
 
 log = logging.getLogger(__name__)
 
@@ -81,6 +87,7 @@ class JobService:
         limits: Limits,
         timeouts: Timeouts,
         result_ttl: float,
+        webhooks: "Webhooks | None" = None,
     ) -> None:
         self.catalog = catalog
         self.loras = loras
@@ -92,6 +99,7 @@ class JobService:
         self._cancel_run = cancel_run
         self._timeouts = timeouts
         self._result_ttl = result_ttl
+        self._webhooks = webhooks
         self._jobs: dict[str, Job] = {}
         self._unfinished: dict[str, None] = {}  # ids, in the order in which they came
         self._accepting: dict[str, asyncio.Event] = {}  # set when the job's row is durable, or will never be
@@ -223,6 +231,10 @@ class JobService:
         refusal = self.refusal
         if refusal is not None:
             raise refusal
+        if draft.webhook is not None:
+            if self._webhooks is None:
+                raise InvalidRecipe([FieldError("webhook", "is not offered here: the server has no webhook_secret")])
+            self._webhooks.check(draft.webhook)
         model = self.catalog.model(draft.model)
         seed = random.randrange(recipe.RANDOM_SEEDS)
         size = None if inputs is None else inputs.image.size
@@ -230,7 +242,14 @@ class JobService:
         whole = recipe.resolve(draft, model, seed, self.catalog.styles, size, chosen)
         if self.waiting >= self.limits.queue:
             raise QueueFull(f"{self.limits.queue} jobs are waiting already", self._forecast.seconds_a_job)
-        return Job(id=new_id(), recipe=whole, created_at=time.time(), client=client, is_attached=is_attached)
+        return Job(
+            id=new_id(),
+            recipe=whole,
+            created_at=time.time(),
+            client=client,
+            webhook=draft.webhook,
+            is_attached=is_attached,
+        )
 
     async def _known(self, digest: str, known_digest: str, job_id: str) -> Job:
         """The job that a key stands for. It may still be on its way to the disk, and never arrive."""
@@ -353,6 +372,8 @@ class JobService:
         if job.id in self._deadlines:
             self._deadlines.pop(job.id).cancel()
         self._inputs.pop(job.id, None)
+        if self._webhooks is not None:
+            self._webhooks.ended(job)
         self._forget_later(job)
 
     def began(self, job_id: str) -> None:

@@ -122,18 +122,22 @@ class Database:
 
 
 def _migrate(connection: sqlite3.Connection, path: Path) -> None:
-    """Brings the file up to date, step by step, each in a transaction; a copy of what was there is made first."""
+    """Brings the file up to date, step by step, each in a transaction; a copy of what was there is made first.
+
+    Steps are told by their numbers, which may have gaps.
+    """
     (version,) = connection.execute("PRAGMA user_version").fetchone()
-    steps = sorted(
-        file
+    steps = {
+        int(file.name.removesuffix(".sql")): file.read_text()
         for file in resources.files("daguerre.store").joinpath("migrations").iterdir()
         if file.name.endswith(".sql")
-    )  # type: ignore[type-var]
-    if version > len(steps):
+    }
+    newest = max(steps)
+    if version > newest:
         raise StorageFailed(f"{path.name} was written by a newer Daguerre")
-    if 0 < version < len(steps):
-        with sqlite3.connect(path.with_suffix(f".before-{len(steps)}.db")) as copy:
+    if 0 < version < newest:
+        with sqlite3.connect(path.with_suffix(f".before-{newest}.db")) as copy:
             connection.backup(copy)
         copy.close()
-    for number, step in enumerate(steps[version:], version + 1):
-        connection.executescript(f"BEGIN; {step.read_text()}; PRAGMA user_version = {number}; COMMIT;")
+    for number in sorted(number for number in steps if number > version):
+        connection.executescript(f"BEGIN; {steps[number]}; PRAGMA user_version = {number}; COMMIT;")

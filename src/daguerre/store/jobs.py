@@ -49,13 +49,15 @@ class JobRows:
         await self._database.write(change)
 
     def put(self, job: Job) -> "Future[None]":
-        """A job's new state. The pictures that a finished one started from are no longer needed."""
+        """A job's new state. What a finished one started from is no longer needed, and its webhook is owed."""
 
         def change(connection: sqlite3.Connection) -> None:
             job_id, *rest = _row(job)
             connection.execute("UPDATE jobs SET status = ?, finished_at = ?, body = ? WHERE id = ?", (*rest, job_id))
             if job.status.is_final:
                 connection.execute("DELETE FROM inputs WHERE job_id = ?", (job_id,))
+            if job.status.is_final and job.webhook is not None:
+                connection.execute("INSERT OR IGNORE INTO deliveries VALUES (?, 0, 0.0)", (job_id,))
 
         return self._database.post(change)
 
