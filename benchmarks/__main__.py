@@ -23,6 +23,7 @@ NAMES = (
     "loop",
     "simulate",
     "lora_switch",
+    "moderation",
 )
 #: Those that say something on a GPU.
 ON_GPU = ("real", "overhead", "start", "mixed", "busy", "invariance", "loop", "lora_switch")

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -26,6 +27,7 @@ from daguerre.jobs.models import Models, Pulling
 from daguerre.jobs.retries import Retries
 from daguerre.jobs.service import JobService, Limits, Timeouts
 from daguerre.loras import Loras
+from daguerre.moderation import Moderation
 from daguerre.settings import Settings
 from daguerre.store.db import Database
 from daguerre.store.deliveries import DeliveryRows
@@ -50,6 +52,8 @@ class Daguerre(Starlette):
         self._catalog = catalogs.read(settings.weights, settings.default_model)
         self._catalog.model()
         self._loras = Loras(settings.weights)
+        rules = settings.moderation_rules
+        self._moderation = Moderation(Path(rules), settings.moderation_fails) if rules else None
         self._fetcher = _fetcher(settings) if settings.webhook_secret else None
         self._service: JobService | None = None
         super().__init__(
@@ -115,6 +119,7 @@ class Daguerre(Starlette):
             timeouts=Timeouts(settings.wait_timeout, settings.run_timeout, settings.job_timeout),
             result_ttl=settings.result_ttl,
             webhooks=webhooks,
+            moderation=self._moderation,
         )
         pulling = Pulling(settings.weights, settings.hub_endpoint) if settings.allow_pull else None
         shelf = LoraShelf(engine, service)

@@ -18,6 +18,7 @@
     │   ├── KeyReused              an Idempotency-Key came with two different requests
     │   ├── LoraIncompatible       a LoRA is broken, or made for another model
     │   ├── UrlRefused             a URL that this server will not go to
+    │   ├── PromptRefused          the prompt matches a rule of the operator's
     │   └── ModelBusy              a model that is painted with cannot be unloaded
     ├── NotFound
     │   ├── RouteNotFound
@@ -31,6 +32,7 @@
     │   ├── QueueFull
     │   ├── NotReady               the model is still loading, or the engine is dead
     │   ├── StorageFailed          what must be durable could not be written
+    │   ├── ModerationFailed       prompts cannot be checked
     │   ├── DiskLow
     │   └── Draining               the server is going down
     └── JobEnded                   a job ended without a picture
@@ -164,6 +166,16 @@ class UrlRefused(BadRequest):
     code = "url_refused"
 
 
+class PromptRefused(BadRequest):
+    """The prompt matches a rule of this server's operator."""
+
+    code = "prompt_refused"
+
+    def __init__(self, category: str) -> None:
+        super().__init__(f"the prompt is refused by a rule of this server; its category: {category}")
+        self.category = category
+
+
 class NotFound(DaguerreError):
     """There is nothing of that name."""
 
@@ -244,6 +256,12 @@ class StorageFailed(Unavailable):
     """The job could not be written down, so it was not accepted."""
 
     code = "storage_failed"
+
+
+class ModerationFailed(Unavailable):
+    """Prompts cannot be checked now, so none is taken."""
+
+    code = "moderation_failed"
 
 
 class DiskLow(Unavailable):

@@ -83,6 +83,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     webhook_wait: Seconds = 2.0
     #: How long one try may take in all.
     webhook_timeout: Seconds = 10.0
+    #: File of rules that prompts are checked with, in TOML; empty: prompts are not checked.
+    moderation_rules: str = ""
+    #: What becomes of prompts while that file cannot be used: closed refuses them, open paints them unchecked.
+    moderation_fails: Literal["closed", "open"] = "closed"
     #: Hosts, addresses and networks that are not public, but that webhooks may be sent to.
     private_hosts: tuple[str, ...] = ()
     #: Largest request body, in bytes.

@@ -35,6 +35,8 @@ STATUSES: dict[type[DaguerreError], tuple[int, str]] = {
     errors.ModelNotPulled: (404, "Model not on this machine"),
     errors.UrlRefused: (422, "URL refused"),
     errors.FetchFailed: (502, "Fetch failed"),
+    errors.PromptRefused: (422, "Prompt refused"),
+    errors.ModerationFailed: (503, "Moderation failed"),
     errors.QueueFull: (503, "Queue full"),
     errors.NotReady: (503, "Not ready"),
     errors.Draining: (503, "Shutting down"),

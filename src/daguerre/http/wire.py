@@ -169,6 +169,7 @@ class WireJob(msgspec.Struct, frozen=True):
     error: Failure | None
     timings: Timings
     attempts: int
+    safety_filter_result: str | None
     metadata: dict[str, Any]
     links: dict[str, str]
 
@@ -194,6 +195,7 @@ def wire_job(job: Job, pictures: list[bytes], place: Place | None = None) -> Wir
         error=job.error,
         timings=job.timings,
         attempts=job.attempts,
+        safety_filter_result=job.safety_filter_result,
         links={"self": own, "result": f"{own}/result", "cancel": f"{own}/cancel", "events": f"{own}/events"},
         metadata=job.recipe.metadata,
     )

@@ -36,6 +36,7 @@ from daguerre.jobs.hub import Hub, News
 from daguerre.jobs.inputs import Inputs
 from daguerre.jobs.queue import Queue
 from daguerre.loras import Loras
+from daguerre.moderation import Moderation
 from daguerre.store.files import Files
 from daguerre.store.jobs import JobRows, Key
 
@@ -88,6 +89,7 @@ class JobService:
         timeouts: Timeouts,
         result_ttl: float,
         webhooks: "Webhooks | None" = None,
+        moderation: Moderation | None = None,
     ) -> None:
         self.catalog = catalog
         self.loras = loras
@@ -100,6 +102,7 @@ class JobService:
         self._timeouts = timeouts
         self._result_ttl = result_ttl
         self._webhooks = webhooks
+        self._moderation = moderation
         self._jobs: dict[str, Job] = {}
         self._unfinished: dict[str, None] = {}  # ids, in the order in which they came
         self._accepting: dict[str, asyncio.Event] = {}  # set when the job's row is durable, or will never be
@@ -231,6 +234,7 @@ class JobService:
         refusal = self.refusal
         if refusal is not None:
             raise refusal
+        safety = None if self._moderation is None else self._moderation.judge(draft.prompt)
         if draft.webhook is not None:
             if self._webhooks is None:
                 raise InvalidRecipe([FieldError("webhook", "is not offered here: the server has no webhook_secret")])
@@ -248,6 +252,7 @@ class JobService:
             created_at=time.time(),
             client=client,
             webhook=draft.webhook,
+            safety_filter_result=safety,
             is_attached=is_attached,
         )
 
