@@ -66,8 +66,6 @@ class Job(msgspec.Struct, frozen=True):
     recipe: Recipe
     created_at: float
     client: str = ""  # who asked for it
-    webhook: str | None = None  # where its end is to be told; clients are not shown it, since it may hold a token
-    safety_filter_result: str | None = None  # passed, or unchecked where the rules could not be used
     is_attached: bool = True  # its client waits for it on a connection, and has given it up when that ends
     attempts: int = 0  # how often its painting has begun
     status: Status = Status.QUEUED
@@ -78,6 +76,8 @@ class Job(msgspec.Struct, frozen=True):
     images: tuple[Image, ...] = ()
     error: Failure | None = None
     timings: Timings = Timings()
+    webhook: str | None = None  # where its end is to be told; clients are not shown it, since it may hold a token
+    safety_filter_result: str | None = None  # passed, or unchecked where the rules could not be used
 
 
 def new_id(now: float | None = None) -> str:
