@@ -33,7 +33,7 @@ Resolve = Callable[[str], Awaitable[list[str]]]
 _HOST = re.compile(r"[a-z0-9_][a-z0-9._-]{0,253}|[0-9a-f:.]*:[0-9a-f:.]*")
 _BAD = re.compile(r"[\x00-\x20\x7f\\]")
 #: Resolving blocks its thread; names whose servers never answer shall hold up nothing but other names.
-_RESOLVERS = 4
+_RESOLVERS = 16
 
 # IANA's registries of special-purpose addresses; what newer Pythons know of them is asked beside. 168.63.129.16 is
 # public by its number, but inside of Azure it is the host's own.
