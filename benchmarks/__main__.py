@@ -26,6 +26,7 @@ NAMES = (
     "load",
     "cancel",
     "prompt_cache",
+    "moderation",
 )
 #: Those that say something on a GPU.
 ON_GPU = ("real", "overhead", "start", "mixed", "busy", "invariance", "loop", "lora_switch", "prompt_cache")

@@ -4,7 +4,10 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
 
+import msgspec
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -15,7 +18,7 @@ from daguerre.auth import authenticator
 from daguerre.embeddings import Embeddings
 from daguerre.engine import Budgets, Engine, Event, Tuning
 from daguerre.errors import DaguerreError
-from daguerre.http import problems
+from daguerre.http import problems, wire
 from daguerre.http.access import guarded
 from daguerre.http.audit import Audit
 from daguerre.http.gate import BodyLimit, Framing, HostCheck, RequestId
@@ -24,6 +27,7 @@ from daguerre.http.origins import OriginCheck, cross_origin
 from daguerre.http.proxies import Proxies, networks
 from daguerre.http.routes import ROUTES
 from daguerre.http.state import State
+from daguerre.job import Job
 from daguerre.jobs.allowances import Allowances
 from daguerre.jobs.dispatch import Dispatch
 from daguerre.jobs.loras import LoraShelf
@@ -33,9 +37,11 @@ from daguerre.jobs.service import JobService, Limits, Timeouts
 from daguerre.jobs.sources import Sources
 from daguerre.jobs.watch import Watch
 from daguerre.loras import Loras
+from daguerre.moderation import Moderation
 from daguerre.references import References
 from daguerre.settings import Settings
 from daguerre.store.db import Database
+from daguerre.store.deliveries import DeliveryRows
 from daguerre.store.files import Files
 from daguerre.store.jobs import JobRows
 from daguerre.store.keys import KeyRows
@@ -44,6 +50,10 @@ from daguerre.telemetry.lag import LoopLag
 from daguerre.telemetry.logs import Logs
 from daguerre.telemetry.metrics import Metrics
 from daguerre.telemetry.traces import sent_to as traces_sent_to
+
+if TYPE_CHECKING:
+    from daguerre.fetching import Fetcher
+    from daguerre.jobs.webhooks import Webhooks
 
 #: Threads that encode pictures and parse large bodies.
 CODEC_THREADS = 2
@@ -68,6 +78,9 @@ class Daguerre(Starlette):
         self._loras = Loras(settings.weights)
         self._sources = Sources(References(settings.weights), Embeddings(settings.weights))
         self._traces = traces_sent_to(settings.traces_endpoint) if settings.traces_endpoint else None
+        rules = settings.moderation_rules
+        self._moderation = Moderation(Path(rules), settings.moderation_fails) if rules else None
+        self._fetcher = _fetcher(settings) if settings.webhook_secret else None
         self._service: JobService | None = None
         super().__init__(
             routes=guarded(ROUTES),
@@ -127,6 +140,8 @@ class Daguerre(Starlette):
             self._counters,
         )
         database = Database(settings.data / "daguerre.db")
+        fetcher = self._fetcher
+        webhooks = None if fetcher is None else _webhooks(settings, DeliveryRows(database), fetcher)
         service = JobService(
             self._catalog,
             self._loras,
@@ -138,6 +153,8 @@ class Daguerre(Starlette):
             allowances=Allowances(settings.rate_limit),
             timeouts=Timeouts(settings.wait_timeout, settings.run_timeout, settings.job_timeout),
             result_ttl=settings.result_ttl,
+            webhooks=webhooks,
+            moderation=self._moderation,
         )
         service.queue.at_once = settings.client_runs
         doors = authenticator.Authenticator(settings, KeyRows(database))
@@ -152,6 +169,8 @@ class Daguerre(Starlette):
             dispatch = Dispatch(service, engine, files, codec)
             self._service = service
             await service.recover()
+            if webhooks is not None:
+                await webhooks.recover()
             engine.start(preload=self._catalog.model())
             endless = [loop.create_task(work) for work in (dispatch.feed(), service.remind())]
             retries = Retries(service)
@@ -180,7 +199,26 @@ class Daguerre(Starlette):
                 await asyncio.to_thread(self._traces.close)
             await models.close()
             await doors.close()
+            if webhooks is not None:
+                await webhooks.close()
             await asyncio.gather(*endless, return_exceptions=True)
             # The engine is a daemon: one that hangs in a device call does not hold the exit.
             await asyncio.to_thread(engine.close, 5.0)
             await asyncio.to_thread(database.close)
+
+
+def _fetcher(settings: Settings) -> "Fetcher":
+    # Its library takes as long to load as the rest of the server, and most servers have no webhooks.
+    from daguerre.fetching import Fetcher
+
+    return Fetcher(settings.private_hosts, settings.webhook_timeout)
+
+
+def _webhooks(settings: Settings, rows: DeliveryRows, fetcher: "Fetcher") -> "Webhooks":
+    from daguerre.jobs.webhooks import Tries, Webhooks
+
+    def tell(job: Job) -> bytes:
+        return msgspec.json.encode(wire.wire_job(job, []))
+
+    tries = Tries(settings.webhook_tries, settings.webhook_wait)
+    return Webhooks(rows, fetcher, settings.webhook_secret, tries, tell)

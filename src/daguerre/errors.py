@@ -6,6 +6,7 @@
     ├── SettingsError              a setting is unknown, or has a value that cannot be
     ├── CatalogError               a folder or an entry of the catalogue cannot be used
     ├── PullFailed                 a model could not be fetched from the Hub
+    ├── FetchFailed                what a URL names could not be had
     ├── BadRequest                 what the client sent cannot be served
     │   ├── MalformedBody          not JSON, not UTF-8, nested too deep
     │   ├── InvalidRecipe          fields of a recipe are wrong; each is named
@@ -16,6 +17,8 @@
     │   ├── HostNotAllowed
     │   ├── KeyReused              an Idempotency-Key came with two different requests
     │   ├── LoraIncompatible       a LoRA is broken, or made for another model
+    │   ├── UrlRefused             a URL that this server will not go to
+    │   ├── PromptRefused          the prompt matches a rule of the operator's
     │   └── ModelBusy              a model that is painted with cannot be unloaded
     ├── AccessRefused              who asks may not
     │   ├── Unauthenticated        no credentials, or none that are valid
@@ -33,6 +36,7 @@
     │   ├── QueueFull
     │   ├── NotReady               the model is still loading, or the engine is dead
     │   ├── StorageFailed          what must be durable could not be written
+    │   ├── ModerationFailed       prompts cannot be checked
     │   ├── DiskLow
     │   ├── RateLimited            the client has used up what it may use in a minute
     │   ├── ClientLimit            the client has as many unfinished jobs as it may have
@@ -87,6 +91,12 @@ class PullFailed(DaguerreError):
     """The model could not be fetched from the Hub."""
 
     code = "pull_failed"
+
+
+class FetchFailed(DaguerreError):
+    """Nobody answers there in HTTP."""
+
+    code = "fetch_failed"
 
 
 class BadRequest(DaguerreError):
@@ -187,6 +197,22 @@ class OriginNotAllowed(AccessRefused):
     code = "origin_not_allowed"
 
 
+class UrlRefused(BadRequest):
+    """This server does not go to that URL."""
+
+    code = "url_refused"
+
+
+class PromptRefused(BadRequest):
+    """The prompt matches a rule of this server's operator."""
+
+    code = "prompt_refused"
+
+    def __init__(self, category: str) -> None:
+        super().__init__(f"the prompt is refused by a rule of this server; its category: {category}")
+        self.category = category
+
+
 class NotFound(DaguerreError):
     """There is nothing of that name."""
 
@@ -267,6 +293,12 @@ class StorageFailed(Unavailable):
     """The job could not be written down, so it was not accepted."""
 
     code = "storage_failed"
+
+
+class ModerationFailed(Unavailable):
+    """Prompts cannot be checked now, so none is taken."""
+
+    code = "moderation_failed"
 
 
 class DiskLow(Unavailable):

@@ -23,6 +23,9 @@ PARAMETERS: Final = "parameters"
 #: Pixels of an upload; more are refused before they are unpacked.
 MAX_PIXELS = 16 * 1024 * 1024
 
+#: Of a thumbnail, the longer side in pixels.
+THUMBNAIL = 256
+
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _UP = 2  # filter type: a byte is stored as its difference to the byte above
 
@@ -77,6 +80,19 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     if image is None:
         raise ValueError(f"is larger than {max_pixels} pixels")
     return image
+
+
+def thumbnail(data: bytes) -> bytes:
+    """A WebP of a picture file, its longer side `THUMBNAIL` pixels at most; it says nothing of how it was made.
+
+    Raises:
+        ValueError: as `decode` does.
+    """
+    image = decode(data).convert("RGB")
+    image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
+    file = io.BytesIO()
+    image.save(file, "WEBP", quality=80)
+    return file.getvalue()
 
 
 def on_white(image: Image.Image, size: tuple[int, int]) -> Pixels:

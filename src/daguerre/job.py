@@ -80,6 +80,8 @@ class Job(msgspec.Struct, frozen=True):
     device_seconds: float = 0.0  # its share of the device's time
     memory_peak: int | None = None  # bytes of the device; none where it has no memory of its own
     is_urgent: bool = False  # it goes before others
+    webhook: str | None = None  # where its end is to be told; clients are not shown it, since it may hold a token
+    safety_filter_result: str | None = None  # passed, or unchecked where the rules could not be used
 
 
 def new_id(now: float | None = None) -> str:

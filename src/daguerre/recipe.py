@@ -99,6 +99,7 @@ class Draft(msgspec.Struct, frozen=True, kw_only=True):
     quality: Annotated[int, Meta(ge=1, le=100, description="Of JPEG and WebP.")] = 90
     reproducible: bool = False
     preview_every: Annotated[int, Meta(ge=0, le=150, description="Steps between previews on streams; 0: none.")] = 0
+    webhook: Annotated[str, Meta(max_length=2000, description="Where the job is posted when it ends.")] | None = None
     metadata: dict[str, Any] = {}
 
     @property

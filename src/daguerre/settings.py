@@ -13,7 +13,8 @@ from msgspec import Meta
 from daguerre.errors import SettingsError
 
 PREFIX = "DAGUERRE_"
-SECRETS = ("jwt_secret",)
+#: Settings that are never shown.
+SECRETS = frozenset({"jwt_secret", "webhook_secret"})
 CONFIG_FILE = Path("daguerre.toml")
 
 Seconds = Annotated[float, Meta(gt=0)]
@@ -77,6 +78,20 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     generate_default: Literal["sync", "queued"] = "sync"
     #: How long a finished job's result is kept; its picture files stay.
     result_ttl: Seconds = 3600.0
+    #: What webhooks are signed with, at least 16 characters; without it there are none.
+    webhook_secret: Annotated[str, Meta(pattern=r"^(.{16,})?$")] = ""
+    #: How often a webhook is tried.
+    webhook_tries: Annotated[int, Meta(ge=1, le=100)] = 10
+    #: Before its second try; each later wait is three times as long, an hour at most.
+    webhook_wait: Seconds = 2.0
+    #: How long one try may take in all.
+    webhook_timeout: Seconds = 10.0
+    #: File of rules that prompts are checked with, in TOML; empty: prompts are not checked.
+    moderation_rules: str = ""
+    #: What becomes of prompts while that file cannot be used: closed refuses them, open paints them unchecked.
+    moderation_fails: Literal["closed", "open"] = "closed"
+    #: Hosts, addresses and networks that are not public, but that webhooks may be sent to.
+    private_hosts: tuple[str, ...] = ()
     #: Largest request body, in bytes.
     body_limit: Annotated[int, Meta(ge=1024)] = 32 * 1024 * 1024
     #: A request that has not arrived whole after this is answered 408 and its connection closed.

@@ -30,6 +30,15 @@ def _submit(client: httpx.Client, seed: int) -> str | None:
     return str(answer.json()["id"])
 
 
+def _look(client: httpx.Client, job_id: str | None) -> int:
+    """Looks at the thumbnails of a job, as far as it has any; gives how many."""
+    images = client.get(f"/v1/jobs/{job_id}").json().get("images", [])
+    for image in images:
+        answer = client.get(image["thumbnail_url"])
+        assert answer.headers["content-type"] == "image/webp"
+    return len(images)
+
+
 def _finish(client: httpx.Client, job_id: str) -> dict[str, Any]:
     end = time.monotonic() + 90
     while time.monotonic() < end:
@@ -51,6 +60,7 @@ def _play(folder: Path, kills: int, seed: int) -> None:
             while time.monotonic() < end:
                 accepted.append(_submit(client, chance.randrange(10**6)))
                 time.sleep(chance.uniform(0, 0.3))
+                _look(client, chance.choice(accepted))
             live.process.kill()
             live.process.wait()
             accepted += [_submit(client, 1)]  # to nobody
@@ -77,9 +87,15 @@ def _play(folder: Path, kills: int, seed: int) -> None:
         for (prompt, number), hashes in bytes_of.items():
             calm = client.post("/generate", json={**RECIPE, "prompt": prompt, "seed": number})
             assert {hashlib.sha256(calm.content).hexdigest()} == hashes
-        files = [path.name for path in outputs.iterdir()]
+        files = [path.name for path in outputs.iterdir() if path.is_file()]
         told = {image["filename"] for job in _all(client) for image in job["images"]}
         assert sorted(files) == sorted(told)
+        # Thumbnails are made when somebody looks: some have been, by processes that were killed.
+        thumbnails = outputs / ".thumbnails"
+        assert {path.stem for path in thumbnails.iterdir()} <= {Path(name).stem for name in told}
+        for job in _all(client):
+            assert _look(client, job["id"]) == len(job["images"])
+        assert sorted(path.name for path in thumbnails.iterdir()) == sorted(f"{Path(name).stem}.webp" for name in told)
         assert all(re.fullmatch(r"\d{8}_\d{6}_demo-xl_[0-9a-f]{8}\.png", name) for name in files)
 
 

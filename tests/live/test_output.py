@@ -45,6 +45,23 @@ def test_a_picture_with_all_that_belongs_to_it(live: Live, client: httpx.Client)
         assert secret.encode() not in response.content
 
 
+def test_thumbnails(live: Live, client: httpx.Client) -> None:
+    """A job names them; they are small, and only of pictures that the server gave out."""
+    fields = {**FIELDS, "width": 512, "height": 256, "count": 2, "format": "webp"}
+    job = client.post("/generate", json=fields, headers={"accept": "application/json"}).json()
+    for image in job["images"]:
+        answers = [client.get(image["thumbnail_url"]) for _ in range(2)]
+        assert [answer.headers["content-type"] for answer in answers] == ["image/webp"] * 2
+        assert answers[0].content == answers[1].content
+        with Image.open(io.BytesIO(answers[0].content)) as small:
+            assert small.size == (256, 128)
+        assert b"red circle" not in answers[0].content
+        (live.outputs / image["filename"]).unlink()
+        assert client.get(image["thumbnail_url"]).status_code == 404
+    for name in ("missing.png", "..%2fa.png", ".thumbnails", "%2e%2e"):
+        assert client.get(f"/outputs/{name}/thumbnail").status_code == 404
+
+
 def test_same_seed_same_bytes_other_seed_other_bytes(client: httpx.Client) -> None:
     """The picture is a function of its recipe."""
     one, same, other = (client.post("/generate", json={**FIELDS, "seed": seed}).content for seed in (5, 5, 6))

@@ -242,6 +242,7 @@ WAYS = (
     ("GET", "/image/{id}"),
     ("GET", "/status/{id}"),
     ("GET", "/outputs/{filename}"),
+    ("GET", "/outputs/{filename}/thumbnail"),
     ("GET", "/api/v1/jobs/{id}"),
     ("GET", "/api/v1/jobs/{id}/result"),
     ("GET", "/api/v1/jobs/{id}/events"),

@@ -1,5 +1,6 @@
-"""Owns the routes of finished pictures: files by the names that the server gave out."""
+"""Owns the routes of finished pictures: files by the names that the server gave out, and their thumbnails."""
 
+import asyncio
 from pathlib import Path
 
 from starlette.requests import Request
@@ -9,6 +10,7 @@ from daguerre.errors import RouteNotFound
 from daguerre.http.exchange import principal_of
 from daguerre.http.state import State
 from daguerre.imaging import media_type
+from daguerre.jobs import pictures
 from daguerre.store.files import EXTENSIONS
 
 _MEDIA_TYPES = {f".{extension}": media_type(name) for name, extension in EXTENSIONS.items()}
@@ -21,8 +23,10 @@ async def find_own(request: Request[State], filename: str) -> Path:
         RouteNotFound
     """
     path, owner = request.state["files"].find(filename), principal_of(request).owner
-    if path is None or (owner is not None and await request.state["service"].client_of_picture(filename) != owner):
-        raise RouteNotFound("there is no picture of that name")
+    if path is None or path.suffix not in _MEDIA_TYPES:
+        raise _nothing()
+    if owner is not None and await request.state["service"].client_of_picture(filename) != owner:
+        raise _nothing()
     return path
 
 
@@ -30,3 +34,19 @@ async def output(request: Request[State]) -> Response:
     """``GET /outputs/{filename}``: a picture; anything but a name that the server gave out is 404."""
     path = await find_own(request, request.path_params["filename"])
     return FileResponse(path, media_type=_MEDIA_TYPES[path.suffix])
+
+
+async def thumbnail(request: Request[State]) -> Response:
+    """``GET /outputs/{filename}/thumbnail``: the same picture small, as WebP; for whoever may have the picture."""
+    name = (await find_own(request, request.path_params["filename"])).name
+    made = asyncio.get_running_loop().run_in_executor(
+        request.state["codec"], pictures.thumbnail, request.state["files"], name
+    )
+    data = await made
+    if data is None:
+        raise _nothing()
+    return Response(data, media_type=media_type("webp"))
+
+
+def _nothing() -> RouteNotFound:
+    return RouteNotFound("there is no picture of that name")

@@ -9,7 +9,7 @@ from starlette.routing import BaseRoute, Route
 from daguerre.http import jobs, stream
 from daguerre.http.dialects import a1111, a1111_lists, openai
 from daguerre.http.generate import generate, img2img, inpaint, txt2img
-from daguerre.http.images import output
+from daguerre.http.images import output, thumbnail
 from daguerre.http.loras import load as load_lora
 from daguerre.http.loras import loras
 from daguerre.http.loras import unload as unload_lora
@@ -55,6 +55,7 @@ ROUTES: list[BaseRoute] = [
     Route("/outputs/{filename}", output),
     Route("/metrics", metrics),
     *_under_v1("/usage", usage, "GET"),
+    Route("/outputs/{filename}/thumbnail", thumbnail),
     Route("/ping", ping),
     Route("/health", health),
     Route("/livez", livez),

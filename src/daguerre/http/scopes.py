@@ -20,6 +20,7 @@ SCOPES: dict[str, Needed] = {
     "/v1/usage": LOOK,
     **dict.fromkeys(("/generate", "/generate/queue", "/queue/status", "/queue/status/{id}"), PAINT),
     **dict.fromkeys(("/result/{id}", "/image/{id}", "/status/{id}", "/outputs/{filename}"), PAINT),
+    "/outputs/{filename}/thumbnail": PAINT,
     **dict.fromkeys(("/v1/jobs", "/v1/jobs/{id}", "/v1/jobs/{id}/cancel", "/v1/jobs/{id}/result"), PAINT),
     **dict.fromkeys(("/stream/generate/txt2img", "/v1/stream", "/v1/jobs/{id}/events"), PAINT),
     **{f"/v1/{start}{mode}": PAINT for start in ("", "generate/") for mode in ("txt2img", "img2img", "inpaint")},

@@ -10,7 +10,7 @@ import msgspec
 from daguerre import recipe
 from daguerre.errors import MalformedBody, NotAcceptable, UnsupportedMediaType
 from daguerre.imaging import media_type
-from daguerre.job import Failure, Job, Timings
+from daguerre.job import Failure, Image, Job, Timings
 from daguerre.jobs.forecast import Place
 from daguerre.recipe import Draft, Format, Recipe
 
@@ -148,6 +148,7 @@ class WireImage(msgspec.Struct, frozen=True, omit_defaults=True):
     format: str
     bytes: int
     sha256: str
+    thumbnail_url: str
     b64: str | None = None
 
 
@@ -168,6 +169,7 @@ class WireJob(msgspec.Struct, frozen=True):
     error: Failure | None
     timings: Timings
     attempts: int
+    safety_filter_result: str | None
     metadata: dict[str, Any]
     links: dict[str, str]
 
@@ -177,10 +179,7 @@ def wire_job(job: Job, pictures: list[bytes], place: Place | None = None) -> Wir
     own = f"/v1/jobs/{job.id}"
     contents: list[str | None] = [base64.b64encode(picture).decode() for picture in pictures]
     contents = contents or [None] * len(job.images)
-    images = [
-        WireImage(f"/outputs/{i.filename}", i.filename, i.seed, i.width, i.height, i.format, i.bytes, i.sha256, b64)
-        for i, b64 in zip(job.images, contents, strict=True)
-    ]
+    images = [_wire_image(image, b64) for image, b64 in zip(job.images, contents, strict=True)]
     return WireJob(
         id=job.id,
         request_id=job.id,
@@ -196,9 +195,15 @@ def wire_job(job: Job, pictures: list[bytes], place: Place | None = None) -> Wir
         error=job.error,
         timings=job.timings,
         attempts=job.attempts,
+        safety_filter_result=job.safety_filter_result,
         links={"self": own, "result": f"{own}/result", "cancel": f"{own}/cancel", "events": f"{own}/events"},
         metadata=job.recipe.metadata,
     )
+
+
+def _wire_image(image: Image, b64: str | None) -> WireImage:
+    url = f"/outputs/{image.filename}"
+    return WireImage(url=url, thumbnail_url=f"{url}/thumbnail", b64=b64, **msgspec.structs.asdict(image))
 
 
 def _moment(seconds: float) -> str:

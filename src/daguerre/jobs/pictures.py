@@ -1,5 +1,6 @@
 """Owns finished pictures: pixels to a file that says how it was made, under the name that a job's picture has."""
 
+import contextlib
 import hashlib
 import time
 from collections.abc import Callable
@@ -8,7 +9,7 @@ from datetime import UTC, datetime
 from daguerre import imaging, infotext
 from daguerre.job import Image
 from daguerre.recipe import Recipe
-from daguerre.store.files import Files
+from daguerre.store.files import Files, thumbnail_name
 
 #: Of the JPEGs that previews are.
 PREVIEW_QUALITY = 80
@@ -38,3 +39,22 @@ def keep(files: Files, pixels: imaging.Pixels, recipe: Recipe, job_id: str, inde
     height, width, _ = pixels.shape
     image = Image(name, seed, width, height, recipe.format, len(data), hashlib.sha256(data).hexdigest())
     return image, time.perf_counter() - began
+
+
+def thumbnail(files: Files, name: str) -> bytes | None:
+    """The thumbnail of a picture, made when it is first asked for; nothing where there is no such picture."""
+    small, picture = thumbnail_name(name), files.find(name)
+    if picture is None:
+        return None
+    try:
+        kept = files.thumbnails.find(small)
+        if kept is not None:
+            return kept.read_bytes()
+        data = imaging.thumbnail(picture.read_bytes())
+    except FileNotFoundError:  # removed meanwhile
+        return None
+    with contextlib.suppress(OSError):  # another was faster, or the disk is full: it can be made again
+        files.thumbnails.write(small, data)
+    if files.find(name) is None:
+        files.thumbnails.drop([small])
+    return data

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -19,6 +20,8 @@ from daguerre.errors import (
     DaguerreError,
     DiskLow,
     Draining,
+    FieldError,
+    InvalidRecipe,
     JobCancelled,
     JobNotFound,
     JobTimeout,
@@ -38,10 +41,14 @@ from daguerre.jobs.line import Line
 from daguerre.jobs.queue import Queue
 from daguerre.jobs.sources import Sources
 from daguerre.loras import Loras
+from daguerre.moderation import Moderation
 from daguerre.store.files import Files
 from daguerre.store.jobs import JobRows, Key
 from daguerre.store.usage import Usage
 from daguerre.telemetry.request import request_id
+
+if TYPE_CHECKING:
+    from daguerre.jobs.webhooks import Webhooks
 
 log = logging.getLogger(__name__)
 
@@ -96,6 +103,8 @@ class JobService:
         timeouts: Timeouts,
         result_ttl: float,
         allowances: Allowances | None = None,
+        webhooks: "Webhooks | None" = None,
+        moderation: Moderation | None = None,
     ) -> None:
         self.catalog = catalog
         self.loras = loras
@@ -109,6 +118,8 @@ class JobService:
         self._cancel_run = cancel_run
         self._timeouts = timeouts
         self._result_ttl = result_ttl
+        self._webhooks = webhooks
+        self._moderation = moderation
         self._jobs: dict[str, Job] = {}
         self._line = Line()
         self._accepting: dict[str, asyncio.Event] = {}  # set when the job's row is durable, or will never be
@@ -266,6 +277,11 @@ class JobService:
         refusal = self.refusal
         if refusal is not None:
             raise refusal
+        safety = None if self._moderation is None else self._moderation.judge(draft.prompt)
+        if draft.webhook is not None:
+            if self._webhooks is None:
+                raise InvalidRecipe([FieldError("webhook", "is not offered here: the server has no webhook_secret")])
+            self._webhooks.check(draft.webhook)
         model = self.catalog.model(draft.model)
         seed = random.randrange(recipe.RANDOM_SEEDS)
         size = None if inputs is None else inputs.size
@@ -285,6 +301,8 @@ class JobService:
             is_attached=is_attached,
             is_urgent=is_urgent,
             request_id=request_id.get(),
+            webhook=draft.webhook,
+            safety_filter_result=safety,
         )
 
     async def _known(self, digest: str, known_digest: str, job_id: str) -> Job:
@@ -442,6 +460,8 @@ class JobService:
         if job.id in self._deadlines:
             self._deadlines.pop(job.id).cancel()
         self._inputs.pop(job.id, None)
+        if self._webhooks is not None:
+            self._webhooks.ended(job)
         self._forget_later(job)
 
     def began(self, job_id: str) -> None:

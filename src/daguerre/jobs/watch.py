@@ -180,7 +180,7 @@ def _fields(job: Job) -> dict[str, Any]:
         "count": recipe.count,
         "latency_ms": _latency(job),
         "vram_peak_mb": None if job.memory_peak is None else round(job.memory_peak / 2**20),
-        "safety_filter_result": None,  # nothing is filtered
+        "safety_filter_result": job.safety_filter_result,
         "error": None if job.error is None else job.error.code,
     }
 

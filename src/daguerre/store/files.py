@@ -8,6 +8,7 @@ import shutil
 import stat
 from collections.abc import Iterable, Mapping
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 
 from daguerre.recipe import Format
@@ -20,6 +21,12 @@ _NOT_PLAIN = re.compile(r"[^A-Za-z0-9._-]+")
 _MODEL_LENGTH = 64
 _OF_JOB = re.compile(r"(\d{8}_\d{6})_.+_([0-9a-f]{8})(?:_\d)?\.(?:png|jpg|webp)")
 _UNFINISHED = ".unfinished-"
+_THUMBNAILS = ".thumbnails"
+
+
+def thumbnail_name(name: str) -> str:
+    """What the thumbnail of the picture of that name is called."""
+    return f"{Path(name).stem}.webp"
 
 
 class Files:
@@ -28,6 +35,11 @@ class Files:
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
+
+    @cached_property
+    def thumbnails(self) -> "Files":
+        """The thumbnails of these pictures, in a folder beside them; one is removed with its picture."""
+        return Files(self._folder / _THUMBNAILS)
 
     def name(
         self,
@@ -87,7 +99,7 @@ class Files:
         for name in names:
             path = self.find(name)
             if path is not None:
-                path.unlink()
+                self._remove(path)
 
     def drop_of(self, jobs: Mapping[str, datetime]) -> None:
         """Removes the pictures of jobs, given by their ids and when they came.
@@ -98,16 +110,30 @@ class Files:
         for path in self._folder.iterdir() if came else ():
             found = _OF_JOB.fullmatch(path.name)
             if found is not None and found[2] in came and found[1] >= came[found[2]]:
-                path.unlink()
+                self._remove(path)
+
+    def _remove(self, path: Path) -> None:
+        # In this order: who makes a thumbnail looks for the picture afterwards.
+        path.unlink()
+        (self._folder / _THUMBNAILS / thumbnail_name(path.name)).unlink(missing_ok=True)
 
     def room(self) -> int:
         """Bytes that can still be written."""
         return shutil.disk_usage(self._folder).free
 
     def sweep(self) -> None:
-        """Removes the files that a crash left unfinished; only for a start, when nothing is being written."""
-        for path in self._folder.glob(f"{_UNFINISHED}*"):
+        """Removes the files that a crash left unfinished, and thumbnails whose pictures have gone.
+
+        Only for a start, when nothing is being written.
+        """
+        thumbnails = self._folder / _THUMBNAILS
+        for path in (*self._folder.glob(f"{_UNFINISHED}*"), *thumbnails.glob(f"{_UNFINISHED}*")):
             path.unlink()
+        small = [path for path in thumbnails.glob("*.webp") if _OF_JOB.fullmatch(path.name)]
+        pictures = {path.stem for path in self._folder.iterdir()} if small else set()
+        for path in small:
+            if path.stem not in pictures:
+                path.unlink()
 
 
 def _stamp(moment: datetime) -> str:

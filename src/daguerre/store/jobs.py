@@ -51,7 +51,7 @@ class JobRows:
         await self._database.write(change)
 
     def put(self, job: Job) -> "Future[None]":
-        """A job's new state. The pictures that a finished one started from are no longer needed."""
+        """A job's new state. What a finished one started from is no longer needed, and its webhook is owed."""
 
         def change(connection: sqlite3.Connection) -> None:
             job_id, *rest = _row(job)
@@ -63,6 +63,8 @@ class JobRows:
                 connection.execute("DELETE FROM reference_images WHERE job_id = ?", (job_id,))
             if job.status is Status.SUCCEEDED:
                 usage.add(connection, job)
+            if job.status.is_final and job.webhook is not None:
+                connection.execute("INSERT OR IGNORE INTO deliveries VALUES (?, 0, 0.0)", (job_id,))
 
         return self._database.post(change)
 

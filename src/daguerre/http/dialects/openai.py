@@ -72,7 +72,7 @@ MAX_PARTIALS = 3
 VARIATION = 0.6
 
 _SIZE = re.compile(r"(\d{1,5})x(\d{1,5})")
-_OURS = frozenset(Draft.__struct_fields__) | frozenset(recipe.ALIASES)
+_OURS = (frozenset(Draft.__struct_fields__) | frozenset(recipe.ALIASES)) - {"webhook"}
 
 
 def spoken(endpoint: Endpoint) -> Endpoint:
