@@ -2,13 +2,14 @@
 
 import asyncio
 import math
-from typing import Any
+from typing import Literal
 
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
+from daguerre.answers import Cancellation, JobPage, QueuedJob, QueueStatus, Task, TaskProgress, TaskResult
 from daguerre.errors import FieldError, InvalidRecipe, NoPicture, ResultExpired
 from daguerre.http import wire
 from daguerre.http.exchange import (
@@ -27,7 +28,7 @@ from daguerre.job import Job, Status
 PAGE, MAX_PAGE = 50, 200
 
 #: What clients of the older task API call our states.
-TASK_STATES = {
+TASK_STATES: dict[Status, Literal["PENDING", "PROGRESS", "SUCCESS", "FAILURE"]] = {
     Status.QUEUED: "PENDING",
     Status.RUNNING: "PROGRESS",
     Status.SUCCEEDED: "SUCCESS",
@@ -61,10 +62,8 @@ async def jobs(request: Request[State]) -> Response:
     ]
     page, rest = found[:limit], found[limit:]
     places = request.state["service"].places()
-    body = {
-        "data": [wire.wire_job(job, [], places.get(job.id)) for job in page],
-        "next_cursor": page[-1].id if rest else None,
-    }
+    data = [wire.wire_job(job, [], places.get(job.id)) for job in page]
+    body = JobPage(data, next_cursor=page[-1].id if rest else None)
     return Response(msgspec.json.encode(body), media_type="application/json")
 
 
@@ -106,33 +105,34 @@ async def cancel(request: Request[State]) -> Response:
     found = await service.expect(request.path_params["id"])
     is_cancelled = service.cancel(found.id)
     await service.settled()
-    return Response(msgspec.json.encode({"cancelled": is_cancelled}), media_type="application/json")
+    return Response(msgspec.json.encode(Cancellation(is_cancelled)), media_type="application/json")
 
 
 async def queue_status(request: Request[State]) -> Response:
     """``GET /queue/status``: how much there is to do; of the jobs only the caller's own."""
     service = request.state["service"]
     places, mine = service.places(), service.unfinished_of(client_of(request))
-    body = {
-        "size": service.waiting,
-        "running": service.running,
-        "limit": service.limits.queue,
-        "eta_s": round(max((place.eta for place in places.values()), default=0.0), 1),
-        "jobs": [{"id": job.id, "status": job.status, "position": places[job.id].position} for job in mine],
-    }
+    body = QueueStatus(
+        size=service.waiting,
+        running=service.running,
+        limit=service.limits.queue,
+        eta_s=round(max((place.eta for place in places.values()), default=0.0), 1),
+        jobs=[QueuedJob(job.id, job.status, places[job.id].position) for job in mine],
+    )
     return Response(msgspec.json.encode(body), media_type="application/json", headers={"cache-control": "no-store"})
 
 
 async def task(request: Request[State]) -> Response:
     """``GET /status/{id}``: the job as clients of the older task API know it."""
     found = await request.state["service"].expect(request.path_params["id"])
-    body: dict[str, Any] = {"task_id": found.id, "state": TASK_STATES[found.status], "result": None}
-    if found.status is Status.SUCCEEDED:
-        body["result"] = {"job_id": found.id, "images": [f"/outputs/{image.filename}" for image in found.images]}
-    elif found.status is Status.RUNNING:
-        body["meta"] = {"current": found.step, "total": found.steps}
-    elif found.error is not None:
-        body["error"] = found.error.message
+    is_done = found.status is Status.SUCCEEDED
+    body = Task(
+        task_id=found.id,
+        state=TASK_STATES[found.status],
+        result=TaskResult(found.id, [f"/outputs/{image.filename}" for image in found.images]) if is_done else None,
+        meta=TaskProgress(found.step, found.steps) if found.status is Status.RUNNING else None,
+        error=found.error.message if found.error is not None else None,
+    )
     return Response(msgspec.json.encode(body), media_type="application/json", headers={"cache-control": "no-store"})
 
 

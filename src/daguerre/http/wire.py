@@ -8,11 +8,12 @@ from typing import Any, NoReturn, get_args
 import msgspec
 
 from daguerre import recipe
+from daguerre.answers import Progress, WireImage, WireJob
 from daguerre.errors import MalformedBody, NotAcceptable, UnsupportedMediaType
 from daguerre.imaging import media_type
-from daguerre.job import Failure, Job, Timings
+from daguerre.job import Job
 from daguerre.jobs.forecast import Place
-from daguerre.recipe import Draft, Format, Recipe
+from daguerre.recipe import Draft, Format
 
 FORMATS: tuple[Format, ...] = get_args(Format)
 
@@ -129,49 +130,6 @@ def _preferences(accept: str) -> list[str]:
     return [kind for _, _, kind in sorted(found)]
 
 
-class Progress(msgspec.Struct, frozen=True):
-    """How far a job is."""
-
-    step: int
-    steps: int
-    fraction: float
-
-
-class WireImage(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A finished picture of a job."""
-
-    url: str
-    filename: str
-    seed: int
-    width: int
-    height: int
-    format: str
-    bytes: int
-    sha256: str
-    b64: str | None = None
-
-
-class WireJob(msgspec.Struct, frozen=True):
-    """A job as clients see it; times are RFC 3339 in UTC, timings seconds."""
-
-    id: str
-    request_id: str
-    status: str
-    created_at: str
-    started_at: str | None
-    finished_at: str | None
-    position: int | None
-    eta_s: float | None
-    progress: Progress
-    recipe: Recipe
-    images: list[WireImage]
-    error: Failure | None
-    timings: Timings
-    attempts: int
-    metadata: dict[str, Any]
-    links: dict[str, str]
-
-
 def wire_job(job: Job, pictures: list[bytes], place: Place | None = None) -> WireJob:
     """A job with its pictures, if any are to be sent along; an unfinished one has a place."""
     own = f"/v1/jobs/{job.id}"
@@ -184,7 +142,7 @@ def wire_job(job: Job, pictures: list[bytes], place: Place | None = None) -> Wir
     return WireJob(
         id=job.id,
         request_id=job.id,
-        status=job.status.value,
+        status=job.status,
         created_at=_moment(job.created_at),
         started_at=None if job.started_at is None else _moment(job.started_at),
         finished_at=None if job.finished_at is None else _moment(job.finished_at),

@@ -55,14 +55,15 @@ def spoken(endpoint: Endpoint) -> Endpoint:
         try:
             response = await endpoint(request)
         except DaguerreError as error:
-            response = _failure(error, request.scope.get("request_id", ""))
+            response = failure(error, request.scope.get("request_id", ""))
         response.headers["x-process-time"] = f"{time.perf_counter() - began:.4f}"
         return response
 
     return answer
 
 
-def _failure(error: DaguerreError, request_id: str) -> Response:
+def failure(error: DaguerreError, request_id: str) -> Response:
+    """The error as AUTOMATIC1111 tells its own."""
     plain = problems.answer(error, request_id)
     body = {"error": type(error).__name__, "detail": error.message, "body": "", "errors": error.message}
     kept = {name: value for name, value in plain.headers.items() if name == "retry-after"}

@@ -69,12 +69,13 @@ def spoken(endpoint: Endpoint) -> Endpoint:
         try:
             return await endpoint(request)
         except DaguerreError as error:
-            return _failure(error, request.scope.get("request_id", ""))
+            return failure(error, request.scope.get("request_id", ""))
 
     return answer
 
 
-def _failure(error: DaguerreError, request_id: str) -> Response:
+def failure(error: DaguerreError, request_id: str) -> Response:
+    """The error in OpenAI's envelope, with the word on whether asking again can help."""
     plain = problems.answer(error, request_id)
     status = 400 if isinstance(error, InvalidRecipe) else plain.status_code
     headers = {"x-should-retry": "true" if isinstance(error, Unavailable) else "false"}
