@@ -1,4 +1,4 @@
-"""Holds what a server answers against its OpenAPI document: statuses, media types, headers, and bodies that are JSON."""
+"""Holds what a server answers against its document: statuses, media types, headers, and bodies that are JSON."""
 
 import functools
 import json
