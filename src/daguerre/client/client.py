@@ -70,12 +70,13 @@ class Client:
         Raises:
             JobFailed, JobCancelled: it has ended otherwise.
         """
-        for event in self.events(job_id):
-            if on_progress is not None:
-                on_progress(event)
-            done = protocol.outcome(event)
-            if done is not None:
-                return done
+        with contextlib.closing(self.events(job_id)) as events:
+            for event in events:
+                if on_progress is not None:
+                    on_progress(event)
+                done = protocol.outcome(event)
+                if done is not None:
+                    return done
         raise AssertionError("events end with the job")
 
     def stream(self, recipe: Draft | str, **fields: Any) -> Generator[Event, None, None]:
@@ -91,11 +92,12 @@ class Client:
         reader, attempt = EventReader(), 0
         while True:
             try:
-                for event in self._connected(job_id, reader):
-                    attempt = 0
-                    yield event
-                    if is_last(event):
-                        return
+                with contextlib.closing(self._connected(job_id, reader)) as connected:
+                    for event in connected:
+                        attempt = 0
+                        yield event
+                        if is_last(event):
+                            return
                 failure: ClientError = Unreachable("the server ended the stream before the job's end")
             except (httpx.TransportError, ClientError) as error:
                 failure = protocol.failure(error)
