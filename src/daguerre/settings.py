@@ -14,6 +14,8 @@ from daguerre.errors import SettingsError
 
 PREFIX = "DAGUERRE_"
 CONFIG_FILE = Path("daguerre.toml")
+#: The key that the command shows to a server. It is no setting: settings are printed.
+API_KEY = PREFIX + "API_KEY"
 
 Seconds = Annotated[float, Meta(gt=0)]
 
@@ -138,7 +140,7 @@ def _from_environ(environ: Mapping[str, str]) -> dict[str, Any]:
     """The DAGUERRE_* variables by key; lists are joined by commas."""
     found: dict[str, Any] = {}
     for name, value in environ.items():
-        if name.startswith(PREFIX) and name != PREFIX + "CONFIG":
+        if name.startswith(PREFIX) and name not in (PREFIX + "CONFIG", API_KEY):
             found[name.removeprefix(PREFIX).lower()] = value
     return found
 

@@ -19,7 +19,7 @@ import daguerre
 from daguerre import AsyncClient, Client, Draft
 from daguerre.answers import Accepted, Completed, Event, Progressed
 from daguerre.client import (
-    BadAnswer,
+    BadAddress,
     Busy,
     Conflict,
     InvalidRequest,
@@ -246,8 +246,9 @@ def test_nobody_there() -> None:
         port = free.getsockname()[1]
     with Client(f"http://127.0.0.1:{port}", retries=1) as ours, pytest.raises(Unreachable):
         ours.models()
-    with Client("localhost:8000", retries=9) as ours, pytest.raises(BadAnswer):
-        ours.models()
+    for address in ("localhost:8000", "ftp://localhost", "http://", "http://a:b", ""):
+        with pytest.raises(BadAddress):
+            Client(address)
 
 
 def test_a_full_queue_is_waited_for(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from daguerre.client.asynchronous import AsyncClient
 from daguerre.client.client import Client
 from daguerre.client.errors import (
+    BadAddress,
     BadAnswer,
     Busy,
     ClientError,
@@ -22,6 +23,7 @@ from daguerre.client.protocol import Painting, Picture
 
 __all__ = [
     "AsyncClient",
+    "BadAddress",
     "BadAnswer",
     "Busy",
     "Client",

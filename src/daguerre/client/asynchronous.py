@@ -33,7 +33,7 @@ class AsyncClient:
     ) -> None:
         """``options`` are those of `httpx.AsyncClient`."""
         settings = {"timeout": protocol.TIMEOUT, "headers": protocol.common_headers(api_key), **options}
-        self._http = httpx.AsyncClient(base_url=server, **settings)
+        self._http = httpx.AsyncClient(base_url=protocol.address(server), **settings)
         self._retries = retries
 
     async def __aenter__(self) -> Self:

@@ -33,7 +33,7 @@ class Client:
     ) -> None:
         """``options`` are those of `httpx.Client`: a proxy, certificates, timeouts."""
         settings = {"timeout": protocol.TIMEOUT, "headers": protocol.common_headers(api_key), **options}
-        self._http = httpx.Client(base_url=server, **settings)
+        self._http = httpx.Client(base_url=protocol.address(server), **settings)
         self._retries = retries
 
     def __enter__(self) -> Self:

@@ -3,6 +3,7 @@
 ::
 
     ClientError
+    ├── BadAddress             a server cannot have that address
     ├── Unreachable            no answer: nobody listens, or the connection broke, time after time
     ├── BadAnswer              what came is not what a Daguerre server answers
     ├── Unfinished             the job has no picture yet
@@ -27,6 +28,13 @@ from daguerre.errors import FieldError
 
 class ClientError(Exception):
     """The root."""
+
+
+class BadAddress(ClientError):
+    """A server's address looks like http://127.0.0.1:8000."""
+
+    def __init__(self) -> None:
+        super().__init__((self.__doc__ or "").strip())
 
 
 class Unreachable(ClientError):

@@ -30,6 +30,7 @@ from daguerre.answers import (
     WireModel,
 )
 from daguerre.client.errors import (
+    BadAddress,
     BadAnswer,
     Busy,
     ClientError,
@@ -98,6 +99,21 @@ class Painting:
         return self.pictures[0].metadata
 
 
+def address(server: str) -> httpx.URL:
+    """The address of a server.
+
+    Raises:
+        BadAddress
+    """
+    try:
+        url = httpx.URL(server)
+    except httpx.InvalidURL:
+        raise BadAddress from None
+    if url.scheme not in ("http", "https") or not url.host:
+        raise BadAddress
+    return url
+
+
 def common_headers(api_key: str | None) -> dict[str, str]:
     """Headers of every request."""
     key = {} if api_key is None else {"authorization": f"Bearer {api_key}"}
@@ -130,8 +146,6 @@ def failure(error: httpx.TransportError | ClientError) -> ClientError:
     """An error of httpx as one of ours."""
     if isinstance(error, ClientError):
         return error
-    if isinstance(error, httpx.UnsupportedProtocol):
-        return BadAnswer("a server's address begins with http:// or https://")
     return Unreachable(f"no answer from the server: {error or type(error).__name__}")
 
 
