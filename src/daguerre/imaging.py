@@ -13,7 +13,7 @@ from isal import isal_zlib
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from daguerre.recipe import Format
+from daguerre.recipe import MAX_SIDE, Format
 
 Pixels = NDArray[np.uint8]  # [H, W, 3], red green blue
 
@@ -62,7 +62,8 @@ def encode(pixels: Pixels, format: Format, quality: int, text: Mapping[str, str]
 def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """An uploaded PNG, JPEG or WebP as an upright RGBA picture; only the first frame of a film.
 
-    The header is believed no further than its size, which is checked before anything is unpacked.
+    The header is believed no further than its size, which is checked before anything is unpacked. What is larger than
+    anything that is painted is made smaller, so that it does not lie in memory for nothing.
 
     Raises:
         ValueError: with a fixed message, for what is no such picture, is broken, or is too large.
@@ -70,12 +71,21 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     try:
         with Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP")) as opened:
             is_too_large = opened.width * opened.height > max_pixels
-            image = None if is_too_large else ImageOps.exif_transpose(opened).convert("RGBA")
+            image = None if is_too_large else _upright(opened)
     except (OSError, SyntaxError, ValueError, TypeError, struct.error, Image.DecompressionBombError):
         # Their texts hold addresses and whatever the file says.
         raise ValueError("is not a whole PNG, JPEG or WebP picture") from None
     if image is None:
         raise ValueError(f"is larger than {max_pixels} pixels")
+    return image
+
+
+def _upright(opened: Image.Image) -> Image.Image:
+    if opened.mode in ("L", "RGB", "RGBA"):  # others cannot be resampled as they are
+        opened.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
+    ImageOps.exif_transpose(opened, in_place=True)
+    image = opened.convert("RGBA")
+    image.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
     return image
 
 

@@ -32,7 +32,8 @@ class AsyncClient:
         self, server: str = "http://127.0.0.1:8000", *, api_key: str | None = None, retries: int = 4, **options: Any
     ) -> None:
         """``options`` are those of `httpx.AsyncClient`."""
-        settings = {"timeout": protocol.TIMEOUT, "headers": protocol.common_headers(api_key), **options}
+        settings = {"timeout": protocol.TIMEOUT, "limits": protocol.LIMITS, **options}
+        settings["headers"] = {**protocol.common_headers(api_key), **settings.get("headers", {})}
         self._http = httpx.AsyncClient(base_url=protocol.address(server), **settings)
         self._retries = retries
 

@@ -49,6 +49,8 @@ T = TypeVar("T")
 FIRST_PAUSE = 0.5
 #: Seconds that a server may ask to wait; who is told more is refused at once.
 LONGEST_PAUSE = 120.0
+#: Idle connections are kept for less time than the server keeps them: else one is closed as a request goes out.
+LIMITS = httpx.Limits(keepalive_expiry=2.0)
 #: Events keep coming at least every 15 seconds.
 TIMEOUT = httpx.Timeout(60.0, connect=10.0)
 

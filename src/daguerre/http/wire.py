@@ -61,11 +61,18 @@ def parse_object(body: bytes) -> dict[str, Any]:
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
+    if not all(map(_is_text, found)):
+        raise MalformedBody("a key is not valid Unicode text")
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
         raise MalformedBody(f"the key {twice[:80]!r} is there twice")
     return found
+
+
+def _is_text(name: str) -> bool:
+    """Whether it can be told again: JSON can spell half of a surrogate pair, and UTF-8 cannot."""
+    return name.isascii() or not any("\ud800" <= character <= "\udfff" for character in name)
 
 
 def _refuse_constant(name: str) -> NoReturn:

@@ -27,6 +27,11 @@ class Inputs:
         mask = None if self.mask is None else imaging.as_mask(self.mask, size)
         return imaging.on_white(self.image, size), mask
 
+    def at(self, size: tuple[int, int]) -> Self:
+        """Both in that size: a job that waits holds no more of an upload than will be painted from."""
+        image, mask = self.fitted(size)
+        return type(self)(_picture(image), None if mask is None else _picture(mask))
+
     def packed(self) -> Pictures:
         """Both as files, to be kept until the job is done."""
         return Pictures(_file(self.image), None if self.mask is None else _file(self.mask))
@@ -35,6 +40,10 @@ class Inputs:
     def unpacked(cls, pictures: Pictures) -> Self:
         """What `packed` gave."""
         return cls(imaging.decode(pictures.image), None if pictures.mask is None else imaging.decode(pictures.mask))
+
+
+def _picture(pixels: NDArray[np.uint8]) -> Image.Image:
+    return Image.fromarray(pixels).convert("RGBA")
 
 
 def _file(image: Image.Image) -> bytes:

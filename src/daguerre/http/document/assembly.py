@@ -147,6 +147,7 @@ class _Assembly:
         for envelope, kind in raised:
             response = _told(envelope, kind)
             headers |= dict.fromkeys(name for name in HEADERS if name.lower() in response.headers)
+            headers |= dict.fromkeys(envelope.headers)
             media, schema = response.headers["content-type"], self._schemas.of(envelope.kind)
             entry = content.setdefault(media, {"schema": schema, "examples": {}})
             entry["examples"][examples.error(kind).code] = {"value": msgspec.json.decode(response.body)}

@@ -21,7 +21,7 @@ from daguerre.http.document.operation import (
 )
 
 OPENAI = Envelope(openai.failure, bodies.OpenAIError)
-A1111 = Envelope(a1111.failure, bodies.SdError)
+A1111 = Envelope(a1111.failure, bodies.SdError, ("X-Process-Time",))
 
 
 def _images(summary: str, kind: Any, media: str) -> Operation:

@@ -57,10 +57,11 @@ class Body:
 
 @dataclass(frozen=True, slots=True)
 class Envelope:
-    """How a dialect tells errors: the function that does, and the type of what it makes."""
+    """How a dialect tells errors: the function that does, the type of what it makes, and headers that come later."""
 
     tell: Callable[[DaguerreError, str], Response]
     kind: Any
+    headers: tuple[str, ...] = ()
 
 
 PROBLEMS = Envelope(problems.answer, Problem)

@@ -1,0 +1,170 @@
+"""Requests by chance: by the OpenAPI document, and by a corpus of what breaks servers. None is answered with a 5xx.
+
+A full queue (503 with Retry-After) is an answer; a death, a traceback or a path in one, and memory that grows are not.
+"""
+
+import itertools
+import logging
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import requests
+import schemathesis
+from corpus import Corpus, Wish
+from declared import DOCUMENT
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis.errors import Unsatisfiable
+from schemathesis import Case, GenerationMode
+
+from server import ROOT, Live, serving
+
+log = logging.getLogger(__name__)
+
+#: Bytes that the server may take beyond what it has when it is ready.
+GROWTH = 256 * 1024 * 1024
+#: The demo model, with sizes and steps of which thousands are painted in a minute or two.
+CATALOG = """
+[models.demo-xl]
+steps = 1
+guidance_scale = 1
+native_size = [64, 64]
+max_area = 16384
+[styles.sketch]
+prompt = "sketch of {prompt}"
+"""
+#: What an answer never holds.
+SECRETS = re.compile(rf"Traceback|{re.escape(str(ROOT))}|/weights/|site-packages|0x[0-9a-f]{{8}}")
+#: Fields of which what is in bounds takes long, and what is taken instead.
+SLOW = {"steps": 2, "num_inference_steps": 2, "count": 2, "n": 2, "num_images": 2, "batch_size": 2, "n_iter": 1}
+OPERATIONS = [found.ok() for found in schemathesis.openapi.from_dict(DOCUMENT).get_all_operations()]
+
+
+@pytest.fixture(scope="module")
+def fuzzed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+    """A server of its own; that it lives, is ready, ends cleanly and has logged no failure is told at the end."""
+    weights = tmp_path_factory.mktemp("weights")
+    (weights / "demo-xl").symlink_to(ROOT / "weights" / "demo-xl")
+    (weights / "catalog.toml").write_text(CATALOG)
+    options = {"body_limit": str(4 * 1024 * 1024), "receive_timeout": "10", "result_ttl": "60", "weights": str(weights)}
+    with serving(tmp_path_factory.mktemp("outputs"), **options) as live:
+        live.wait_ready()
+        yield live
+        live.wait_ready()
+        assert live.stop() == 0
+        assert not [line for line in live.log if "Traceback" in line or "ERROR" in line]
+
+
+class Driver:
+    """Makes requests and holds every answer against what is promised."""
+
+    def __init__(self, live: Live) -> None:
+        self.statuses: Counter[int] = Counter()
+        self.names: list[str] = []
+        self._failures: list[str] = []
+        self._live = live
+        # Shorter than the server keeps connections: else one is now and then closed as a request goes out.
+        self._client = live.ask(limits=httpx.Limits(keepalive_expiry=2.0))
+        Path(f"/proc/{live.process.pid}/clear_refs").write_text("5")  # the peak begins anew
+        self._base = live.memory_peak()
+
+    def ask(self, wish: Wish) -> None:
+        """One request and its answer."""
+        headers = [(name.encode(), value.encode()) for name, value in wish.headers.items()]
+        try:
+            url = self._live.address + wish.path
+            answer = self._client.request(wish.method, url, content=wish.body, headers=headers)
+            self._check(wish, answer)
+        except (httpx.InvalidURL, httpx.LocalProtocolError):
+            return  # nobody can send that
+        except (AssertionError, httpx.TransportError) as error:
+            about = f"{wish.method} {wish.path[:200]} {str(wish.headers)[:300]} {wish.body[:300]!r}"
+            self._failures.append(f"{about}: {error!r}"[:1500])
+
+    def _check(self, wish: Wish, answer: httpx.Response) -> None:
+        self.statuses[answer.status_code] += 1
+        is_full = answer.status_code == 503 and "retry-after" in answer.headers and "queue_full" in answer.text
+        assert answer.status_code < 500 or is_full, f"{answer.status_code}: {answer.text[:300]}"
+        if answer.headers.get("content-type", "").endswith("json"):
+            found = SECRETS.search(answer.text)
+            assert found is None or found[0].encode() in wish.body, found
+        self.names += re.findall(r"/v1/jobs/[0-9a-f-]{36}\b|/outputs/[^\"]+", answer.text[:4000])[:1]
+
+    def close(self) -> None:
+        """Holds what was seen against what is promised of all together."""
+        self._client.close()
+        grown = self._live.memory_peak() - self._base
+        assert not self._failures, "\n".join([f"{len(self._failures)} of {self.statuses}", *self._failures[:20]])
+        assert grown <= GROWTH, f"{grown >> 20} MB"
+        log.info("%s answers: %s; %s MB more", self.statuses.total(), sorted(self.statuses.items()), grown >> 20)
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    "cases", [10, pytest.param(220, marks=[pytest.mark.long, pytest.mark.timeout(4 * 3600)])], ids=["short", "long"]
+)
+def test_by_the_document(fuzzed: Live, cases: int) -> None:
+    """So many requests of each operation that hold to its schemas, and as many that do not."""
+    driver = Driver(fuzzed)
+    for operation, mode in itertools.product(OPERATIONS, GenerationMode):
+
+        @settings(
+            max_examples=cases,
+            deadline=None,
+            database=None,
+            derandomize=True,
+            phases=[Phase.generate],
+            suppress_health_check=list(HealthCheck),
+        )
+        @given(case=operation.as_strategy(generation_mode=mode))
+        def ask(case: Case) -> None:
+            driver.ask(_wish(case))
+
+        try:
+            ask()
+        except Unsatisfiable:
+            assert mode is GenerationMode.NEGATIVE  # of a route that takes nothing, nothing can be wrong
+    driver.close()
+    assert sum(driver.statuses.values()) >= 150 * cases
+
+
+def _wish(case: Case) -> Wish:
+    """The request that schemathesis would send, but for what takes long."""
+    if isinstance(case.body, dict):
+        case.body = {name: _quick(name, value) for name, value in case.body.items()}
+    request = requests.Request(**case.as_transport_kwargs(base_url="http://x")).prepare()
+    body = request.body or b""
+    headers = {
+        name: value if isinstance(value, str) else value.decode("latin-1") for name, value in request.headers.items()
+    }
+    return Wish(str(request.method), request.path_url, headers, body.encode() if isinstance(body, str) else body)
+
+
+def _quick(name: str, value: Any) -> Any:
+    is_whole = isinstance(value, int) and not isinstance(value, bool)
+    return SLOW[name] if name in SLOW and is_whole and SLOW[name] < value <= 150 else value
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    "wishes",
+    [3000, pytest.param(160_000, marks=[pytest.mark.long, pytest.mark.timeout(4 * 3600)])],
+    ids=["short", "long"],
+)
+def test_by_the_corpus(fuzzed: Live, wishes: int) -> None:
+    """Four at a time; what the server gave out is asked for again."""
+    driver, corpus = Driver(fuzzed), Corpus(seed=int(os.environ.get("DAGUERRE_FUZZ_SEED", "0")))
+    coming = itertools.islice(corpus, wishes)
+    with ThreadPoolExecutor(4) as pool:
+        for batch in iter(lambda: list(itertools.islice(coming, 40)), []):
+            list(pool.map(driver.ask, batch))
+            corpus.given.extend(name.rpartition("/")[2] for name in driver.names[-4:])
+            driver.names.clear()
+    driver.close()
+    assert sum(driver.statuses.values()) >= 0.99 * wishes
