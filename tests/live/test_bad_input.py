@@ -272,6 +272,15 @@ def test_ranges_break_nothing(client: httpx.Client, ranges: str) -> None:
     assert client.get(job["images"][0]["url"], headers={"range": ranges}).status_code < 500
 
 
+@pytest.mark.parametrize("prompt", ["(" * 5000, "(" * 5000 + "a" + ")" * 5000, "word\x0b", "a\x0c(b)1.2"])
+def test_prompts_that_compel_cannot_read(client: httpx.Client, prompt: str) -> None:
+    """Some were a failure of the model, with a traceback in the log: here they are painted, or wrong by their field."""
+    response = client.post("/generate", json={**SMALL, "prompt": prompt})
+    if response.status_code != 200:
+        problem = _problem(response, 422, "invalid_recipe")
+        assert [error["field"] for error in problem["errors"]] == ["prompt"]
+
+
 @pytest.mark.parametrize("path", ["/generate", "/v1/models/load", "/v1/loras/load", "/v1/images/generations"])
 @pytest.mark.parametrize("key", [r"\ud800", r"a\udfff"])
 def test_a_key_that_is_half_a_character(client: httpx.Client, path: str, key: str) -> None:

@@ -6,6 +6,7 @@ A full queue (503 with Retry-After) is an answer; a death, a traceback or a path
 import itertools
 import logging
 import re
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -71,8 +72,7 @@ class Driver:
         self.names: list[str] = []
         self._failures: list[str] = []
         self._live = live
-        # Shorter than the server keeps connections: else one is now and then closed as a request goes out.
-        self._client = live.ask(limits=httpx.Limits(keepalive_expiry=2.0))
+        self._clients: dict[int, httpx.Client] = {}
         Path(f"/proc/{live.process.pid}/clear_refs").write_text("5")  # the peak begins anew
         self._base = live.memory_peak()
 
@@ -81,7 +81,7 @@ class Driver:
         headers = [(name.encode(), value.encode()) for name, value in wish.headers.items()]
         try:
             url = self._live.address + wish.path
-            answer = self._client.request(wish.method, url, content=wish.body, headers=headers)
+            answer = self._client().request(wish.method, url, content=wish.body, headers=headers)
             self._check(wish, answer)
         except (httpx.InvalidURL, httpx.LocalProtocolError):
             return  # nobody can send that
@@ -98,9 +98,17 @@ class Driver:
             assert found is None or found[0].encode() in wish.body, found
         self.names += re.findall(r"/v1/jobs/[0-9a-f-]{36}\b|/outputs/[^\"]+", answer.text[:4000])[:1]
 
+    def _client(self) -> httpx.Client:
+        """This thread's own. It keeps connections for less time than the server: else one is closed as it is used."""
+        thread = threading.get_ident()
+        if thread not in self._clients:
+            self._clients[thread] = self._live.ask(limits=httpx.Limits(keepalive_expiry=2.0))
+        return self._clients[thread]
+
     def close(self, least: float) -> None:
         """Holds what was seen, so many answers at least, against what is promised of all together."""
-        self._client.close()
+        for client in self._clients.values():
+            client.close()
         grown = self._live.memory_peak() - self._base
         assert not self._failures, "\n".join([f"{len(self._failures)} of {self.statuses}", *self._failures[:20]])
         assert grown <= GROWTH, f"{grown >> 20} MB"

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from compel.prompt_parser import PromptParser
+from pyparsing import ParseBaseException
 
 from daguerre import emphasis
 from daguerre.engine import emphasised
@@ -13,6 +14,9 @@ from daguerre.errors import FieldError, InvalidRecipe
 from daguerre.recipe import Recipe
 
 Embeddings = dict[str, torch.Tensor]
+
+#: What Compel raises for a prompt: its own, its parser's, and Python's where brackets are nested by the hundred.
+UNREADABLE = (PromptParser.ParsingException, ParseBaseException, RecursionError)
 
 #: Prompts kept; an SDXL prompt and its negative are 1.3 MB in bfloat16.
 CACHED = 128
@@ -67,7 +71,7 @@ class Conditioning:
         negative = recipe.negative_prompt if recipe.negative_prompt or not zeros else None
         try:
             made = self._compel(recipe.prompt, negative_prompt=negative if is_guided else None)
-        except (PromptParser.ParsingException, ValueError, AttributeError, IndexError, KeyError, TypeError) as error:
+        except (*UNREADABLE, ValueError, AttributeError, IndexError, KeyError, TypeError) as error:
             raise InvalidRecipe(
                 [FieldError("prompt", "Compel cannot read it; prompt_syntax 'plain' takes it as it is")]
             ) from error
