@@ -172,7 +172,7 @@ def _quick(name: str, value: Any) -> Any:
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("wishes", [4200, pytest.param(160_000, marks=LONG)], ids=["short", "long"])
+@pytest.mark.parametrize("wishes", [4450, pytest.param(160_000, marks=LONG)], ids=["short", "long"])
 def test_by_the_corpus(fuzzed: Live, wishes: int) -> None:
     """Four at a time; what the server gave out is asked for again."""
     driver, corpus = Driver(fuzzed), Corpus(seed=wishes)

@@ -5,8 +5,7 @@ from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
-from compel.prompt_parser import PromptParser
-from pyparsing import ParseBaseException
+from compel.prompt_parser import PromptParser, pp
 
 from daguerre import emphasis
 from daguerre.engine import emphasised
@@ -16,7 +15,7 @@ from daguerre.recipe import Recipe
 Embeddings = dict[str, torch.Tensor]
 
 #: What Compel raises for a prompt: its own, its parser's, and Python's where brackets are nested by the hundred.
-UNREADABLE = (PromptParser.ParsingException, ParseBaseException, RecursionError)
+UNREADABLE = (PromptParser.ParsingException, pp.ParseBaseException, RecursionError)
 
 #: Prompts kept; an SDXL prompt and its negative are 1.3 MB in bfloat16.
 CACHED = 128
