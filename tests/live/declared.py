@@ -6,7 +6,7 @@ from typing import Any
 
 import httpx
 import msgspec
-from jsonschema import Draft202012Validator
+from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 from starlette.routing import Match, Route
 
 from daguerre.http.document.assembly import document

@@ -17,7 +17,7 @@ from PIL import Image
 
 import daguerre
 from daguerre import AsyncClient, Client, Draft
-from daguerre.answers import Accepted, Completed, Event, Progressed
+from daguerre.answers import Accepted, Completed, Event, Failed, Progressed
 from daguerre.client import (
     BadAddress,
     Busy,
@@ -131,7 +131,8 @@ def test_interrupting_generate_calls_the_job_off(live: Live) -> None:
         pass
 
     def press(event: Event) -> None:
-        seen.append(event.id)  # type: ignore[union-attr]
+        assert not isinstance(event, Accepted | Failed)
+        seen.append(event.id)
         raise Pressed
 
     seen: list[str] = []
@@ -183,7 +184,8 @@ def test_asynchronous(live: Live) -> None:
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
-            job = await ours.job(first.id)  # type: ignore[union-attr]
+            assert not isinstance(first, Accepted | Failed)
+            job = await ours.job(first.id)
             assert job.status is Status.CANCELLED
             assert await ours.cancel(job.id) is False
 

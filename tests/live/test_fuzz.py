@@ -21,7 +21,7 @@ from corpus import Corpus, Wish
 from declared import DOCUMENT
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis.errors import Unsatisfiable
-from schemathesis import Case, GenerationMode
+from schemathesis import GenerationMode
 
 from daguerre.http.document.assembly import canonical
 from server import ROOT, Live, serving
@@ -44,7 +44,7 @@ prompt = "sketch of {prompt}"
 SECRETS = re.compile(rf"Traceback|{re.escape(str(ROOT))}|/weights/|site-packages|0x[0-9a-f]{{8}}")
 #: Fields of which what is in bounds takes long, and what is taken instead.
 SLOW = {"steps": 2, "num_inference_steps": 2, "count": 2, "n": 2, "num_images": 2, "batch_size": 2, "n_iter": 1}
-OPERATIONS = [found.ok() for found in schemathesis.openapi.from_dict(DOCUMENT).get_all_operations()]
+OPERATIONS = [found.ok() for found in schemathesis.openapi.from_dict(DOCUMENT).get_all_operations()]  # type: ignore[union-attr]
 #: Those that are not others under another path.
 MAIN = [operation for operation in OPERATIONS if canonical(operation.path) == operation.path]
 
@@ -139,7 +139,7 @@ def test_by_the_document(fuzzed: Live, operations: list[Any], cases: int) -> Non
             suppress_health_check=list(HealthCheck),
         )
         @given(case=operation.as_strategy(generation_mode=mode))
-        def ask(case: Case) -> None:
+        def ask(case: Any) -> None:
             driver.ask(_wish(case))
 
         try:
@@ -154,12 +154,12 @@ def _takes_anything(operation: Any) -> bool:
     return bool(operation.body) or len(list(operation.iter_parameters())) > 1
 
 
-def _wish(case: Case) -> Wish:
+def _wish(case: Any) -> Wish:
     """The request that schemathesis would send, but for what takes long."""
     if isinstance(case.body, dict):
         case.body = {name: _quick(name, value) for name, value in case.body.items()}
     request = requests.Request(**case.as_transport_kwargs(base_url="http://x")).prepare()
-    body = request.body or b""
+    body: Any = request.body or b""
     headers = {
         name: value if isinstance(value, str) else value.decode("latin-1") for name, value in request.headers.items()
     }

@@ -34,12 +34,17 @@ def test_without_a_mask() -> None:
     assert Inputs(_noise("RGBA", (9, 9)), None).at((8, 8)).mask is None
 
 
-@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA"])
-@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP"])
+@pytest.mark.parametrize(
+    ("mode", "form"),
+    [
+        (mode, form)
+        for mode in ("L", "RGB", "RGBA")
+        for form in ("PNG", "JPEG", "WEBP")
+        if (mode, form) != ("RGBA", "JPEG")
+    ],
+)
 def test_an_upload_is_no_larger_than_what_can_be_painted(mode: str, form: str) -> None:
     """It is made smaller as it is read, in its own shape."""
-    if (mode, form) == ("RGBA", "JPEG"):
-        pytest.skip("JPEG has no transparency")
     file = io.BytesIO()
     Image.new(mode, (4096, 1024), "red" if mode != "L" else 76).save(file, form)
     read = imaging.decode(file.getvalue())

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 from declared import DOCUMENT, resolved
-from jsonschema import Draft202012Validator
+from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 from openapi_spec_validator import validate
 from starlette.routing import WebSocketRoute
 
