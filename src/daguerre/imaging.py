@@ -91,15 +91,20 @@ def _upright(opened: Image.Image) -> Image.Image:
 
 def on_white(image: Image.Image, size: tuple[int, int]) -> Pixels:
     """The picture in that size, [H, W, 3]; what is transparent becomes white."""
-    ground = Image.new("RGBA", image.size, "white")
-    flat = Image.alpha_composite(ground, image).convert("RGB")
+    flat = _over(image, "white").convert("RGB")
     return np.asarray(flat.resize(size, Image.Resampling.LANCZOS))
 
 
 def as_mask(image: Image.Image, size: tuple[int, int]) -> NDArray[np.uint8]:
     """The mask in that size, [H, W]: 255 is painted anew, 0 is kept."""
-    grey = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image).convert("L")
+    grey = _over(image, "black").convert("L")
     return np.asarray(grey.resize(size, Image.Resampling.NEAREST))
+
+
+def _over(image: Image.Image, colour: str) -> Image.Image:
+    """What is seen of an RGBA picture before this colour; an opaque one is spared the copies."""
+    is_opaque = image.getchannel("A").getextrema() == (255, 255)
+    return image if is_opaque else Image.alpha_composite(Image.new("RGBA", image.size, colour), image)
 
 
 def encode_png(pixels: Pixels, text: Mapping[str, str]) -> bytes:

@@ -3,6 +3,7 @@
 A full queue (503 with Retry-After) is an answer; a death, a traceback or a path in one, and memory that grows are not.
 """
 
+import base64
 import itertools
 import logging
 import re
@@ -21,6 +22,7 @@ from corpus import Corpus, Wish
 from declared import DOCUMENT
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis.errors import Unsatisfiable
+from oddities import PICTURES, SMALL
 from schemathesis import GenerationMode
 
 from daguerre.http.document.assembly import canonical
@@ -28,7 +30,7 @@ from server import ROOT, Live, serving
 
 log = logging.getLogger(__name__)
 
-#: Bytes that the server may take beyond what it has when it is ready.
+#: Bytes that the server may take beyond what it has when it has painted once in each way.
 GROWTH = 256 * 1024 * 1024
 #: The demo model, with sizes and steps of which thousands are painted in a minute or two.
 CATALOG = """
@@ -58,10 +60,19 @@ def fuzzed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     options = {"body_limit": str(4 * 1024 * 1024), "receive_timeout": "10", "result_ttl": "60", "weights": str(weights)}
     with serving(tmp_path_factory.mktemp("outputs"), **options) as live:
         live.wait_ready()
+        _paint_once(live)
         yield live
         live.wait_ready()
         assert live.stop() == 0
         assert not [line for line in live.log if "Traceback" in line or "ERROR" in line], "".join(live.log)[-20_000:]
+
+
+def _paint_once(live: Live) -> None:
+    """From text, from a picture and into one: what the engine takes for itself belongs to what there is before."""
+    picture = base64.b64encode(PICTURES[0]).decode()
+    with live.ask() as client:
+        for images in ({}, {"image": picture}, {"image": picture, "mask": picture}):
+            client.post("/generate", json={**SMALL, **images}).raise_for_status()
 
 
 class Driver:

@@ -42,8 +42,6 @@ log = logging.getLogger(__name__)
 ATTEMPTS = 3
 #: Seconds that an ended job's row outlives its result, to answer that it has expired.
 EPITAPH = 7 * 24 * 3600.0
-#: Uploads that are made fit at once: each takes memory for several copies of itself.
-FITTING = 2
 #: Seconds between two looks for rows to forget.
 SWEEP_EVERY = 600.0
 
@@ -98,7 +96,7 @@ class JobService:
         self._unfinished: dict[str, None] = {}  # ids, in the order in which they came
         self._accepting: dict[str, asyncio.Event] = {}  # set when the job's row is durable, or will never be
         self._inputs: dict[str, Inputs] = {}
-        self._fitting = asyncio.Semaphore(FITTING)
+        self._fitting = asyncio.Lock()  # of uploads, one at a time: each takes memory for several copies of itself
         self._errors: dict[str, DaguerreError] = {}
         self._keys: dict[tuple[str, str], tuple[str, str]] = {}  # client and name to digest and job's id
         self._deadlines: dict[str, asyncio.TimerHandle] = {}
