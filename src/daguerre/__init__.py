@@ -5,13 +5,16 @@ from typing import TYPE_CHECKING, Any
 from daguerre.version import __version__
 
 if TYPE_CHECKING:
+    from daguerre.client import AsyncClient, Client
     from daguerre.engine import Engine
     from daguerre.recipe import Draft, Recipe
     from daguerre.studio import Studio
 
-__all__ = ["Draft", "Engine", "Recipe", "Studio", "__version__"]
+__all__ = ["AsyncClient", "Client", "Draft", "Engine", "Recipe", "Studio", "__version__"]
 
 _HOMES = {
+    "AsyncClient": "daguerre.client",
+    "Client": "daguerre.client",
     "Draft": "daguerre.recipe",
     "Engine": "daguerre.engine",
     "Recipe": "daguerre.recipe",

@@ -7,15 +7,17 @@ import logging
 import os
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
+from msgspec import structs
 
 from daguerre import keyring, recipe
 from daguerre import settings as configuration
 from daguerre.errors import DaguerreError, InvalidRecipe, SettingsError
-from daguerre.settings import Settings
+from daguerre.settings import API_KEY, Settings
 
 if TYPE_CHECKING:
     from daguerre.telemetry.logs import Logs
@@ -143,11 +145,9 @@ def generate(
     device: Device = None,
     weights: Weights = None,
     config: Config = None,
+    server: Annotated[str | None, typer.Option(help="A server that is to paint, like http://127.0.0.1:8000.")] = None,
 ) -> None:
-    """Paint here, without a server, and print where the picture is."""
-    from daguerre.studio import Studio
-
-    settings, _ = configuration.load(_flags(default_model=model, device=device, weights=weights), config=config)
+    """Paint here, or at a server, and print where the picture is. DAGUERRE_API_KEY is the key for a server."""
     fields = {
         "prompt": prompt,
         "negative_prompt": negative,
@@ -164,15 +164,45 @@ def generate(
         "mask": _base64(mask),
     }
     draft = recipe.parse({name: value for name, value in fields.items() if value is not None})
-    with Studio(settings) as studio, typer.progressbar(length=100, label="loading", file=sys.stderr) as bar:
+    settings, _ = configuration.load(_flags(default_model=model, device=device, weights=weights), config=config)
+    if server is not None and (device, weights) != (None, None):
+        _stop("--device and --weights are for painting here; a server has its own", WRONG_USE)
+    with typer.progressbar(length=100, label="loading", file=sys.stderr) as bar:
 
         def on_progress(stage: str, fraction: float) -> None:
             bar.label = stage
             bar.update(int(100 * fraction) - bar.pos)
 
-        paths = studio.generate(draft, out, on_progress)
+        try:
+            paths = _paint(draft, out, on_progress, settings, None if server is None else (server, model))
+        except OSError as error:
+            _stop(f"the picture cannot be written: {error.strerror}", FAILED)
     for path in paths:
         print(path)
+
+
+def _paint(
+    draft: recipe.Draft,
+    out: Path | None,
+    on_progress: Callable[[str, float], None],
+    settings: Settings,
+    there: tuple[str, str | None] | None,
+) -> list[Path]:
+    """Paints here, or at a server with its model of that name."""
+    if there is None:
+        from daguerre.studio import Studio
+
+        with Studio(settings) as studio:
+            return studio.generate(draft, out, on_progress)
+    from daguerre import remote
+    from daguerre.client import BadAddress, ClientError, InvalidRequest
+
+    server, model = there
+    wanted = draft if model is None else structs.replace(draft, model=model)
+    try:
+        return remote.generate(server, os.environ.get(API_KEY), wanted, out or settings.outputs, on_progress)
+    except ClientError as error:
+        _stop(str(error), WRONG_USE if isinstance(error, BadAddress | InvalidRequest) else FAILED)
 
 
 def _lora(text: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from isal import isal_zlib
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from daguerre.recipe import Format
+from daguerre.recipe import MAX_SIDE, Format
 
 Pixels = NDArray[np.uint8]  # [H, W, 3], red green blue
 
@@ -65,7 +65,8 @@ def encode(pixels: Pixels, format: Format, quality: int, text: Mapping[str, str]
 def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """An uploaded PNG, JPEG or WebP as an upright RGBA picture; only the first frame of a film.
 
-    The header is believed no further than its size, which is checked before anything is unpacked.
+    The header is believed no further than its size, which is checked before anything is unpacked. What is larger than
+    anything that is painted is made smaller, so that it does not lie in memory for nothing.
 
     Raises:
         ValueError: with a fixed message, for what is no such picture, is broken, or is too large.
@@ -73,7 +74,7 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     try:
         with Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP")) as opened:
             is_too_large = opened.width * opened.height > max_pixels
-            image = None if is_too_large else ImageOps.exif_transpose(opened).convert("RGBA")
+            image = None if is_too_large else _upright(opened)
     except (OSError, SyntaxError, ValueError, TypeError, struct.error, Image.DecompressionBombError):
         # Their texts hold addresses and whatever the file says.
         raise ValueError("is not a whole PNG, JPEG or WebP picture") from None
@@ -95,17 +96,31 @@ def thumbnail(data: bytes) -> bytes:
     return file.getvalue()
 
 
+def _upright(opened: Image.Image) -> Image.Image:
+    if opened.mode in ("L", "RGB", "RGBA"):  # others cannot be resampled as they are
+        opened.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
+    ImageOps.exif_transpose(opened, in_place=True)
+    image = opened.convert("RGBA")
+    image.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
+    return image
+
+
 def on_white(image: Image.Image, size: tuple[int, int]) -> Pixels:
     """The picture in that size, [H, W, 3]; what is transparent becomes white."""
-    ground = Image.new("RGBA", image.size, "white")
-    flat = Image.alpha_composite(ground, image).convert("RGB")
+    flat = _over(image, "white").convert("RGB")
     return np.asarray(flat.resize(size, Image.Resampling.LANCZOS))
 
 
 def as_mask(image: Image.Image, size: tuple[int, int]) -> NDArray[np.uint8]:
     """The mask in that size, [H, W]: 255 is painted anew, 0 is kept."""
-    grey = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image).convert("L")
+    grey = _over(image, "black").convert("L")
     return np.asarray(grey.resize(size, Image.Resampling.NEAREST))
+
+
+def _over(image: Image.Image, colour: str) -> Image.Image:
+    """What is seen of an RGBA picture before this colour; an opaque one is spared the copies."""
+    is_opaque = image.getchannel("A").getextrema() == (255, 255)
+    return image if is_opaque else Image.alpha_composite(Image.new("RGBA", image.size, colour), image)
 
 
 def encode_png(pixels: Pixels, text: Mapping[str, str]) -> bytes:

@@ -16,6 +16,8 @@ PREFIX = "DAGUERRE_"
 #: Settings that are never shown.
 SECRETS = frozenset({"jwt_secret", "webhook_secret"})
 CONFIG_FILE = Path("daguerre.toml")
+#: The key that the command shows to a server. It is no setting: settings are printed.
+API_KEY = PREFIX + "API_KEY"
 
 Seconds = Annotated[float, Meta(gt=0)]
 
@@ -201,7 +203,7 @@ def _from_environ(environ: Mapping[str, str]) -> dict[str, Any]:
     if "log_level" in found:
         found["log_level"] = found["log_level"].lower()
     for name, value in environ.items():
-        if name.startswith(PREFIX) and name != PREFIX + "CONFIG":
+        if name.startswith(PREFIX) and name not in (PREFIX + "CONFIG", API_KEY):
             found[name.removeprefix(PREFIX).lower()] = value
     return found
 

@@ -21,11 +21,9 @@ from daguerre.loras import Loras
 from daguerre.recipe import Draft, Recipe
 from daguerre.references import References
 from daguerre.settings import Settings
-from daguerre.store.files import EXTENSIONS, Files
+from daguerre.store.files import FORMATS, Files
 
 OnProgress = Callable[[str, float], None]
-
-_FORMATS = {f".{extension}": name for name, extension in EXTENSIONS.items()} | {".jpeg": "jpeg"}
 
 
 class Studio:
@@ -58,8 +56,8 @@ class Studio:
             OSError: a file cannot be written.
         """
         model = self._catalog.model(draft.model)
-        if draft.format is None and out is not None and out.suffix in _FORMATS:
-            draft = msgspec.structs.replace(draft, format=_FORMATS[out.suffix])
+        if draft.format is None and out is not None and out.suffix in FORMATS:
+            draft = msgspec.structs.replace(draft, format=FORMATS[out.suffix])
         inputs = read(draft)
         size = None if inputs is None else inputs.size
         chosen = self._loras.chosen(draft, model)

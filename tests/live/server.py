@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import declared
 import httpx
 
 ROOT = Path(__file__).parent.parent.parent
@@ -29,8 +30,9 @@ class Live:
     port: int = 0
 
     def ask(self, **options: object) -> httpx.Client:
-        """A client for it."""
-        return httpx.Client(base_url=self.address, timeout=60, **options)  # type: ignore[arg-type]
+        """A client for it, which fails the test that meets an answer not told of in the OpenAPI document."""
+        hooks = {"response": [declared.check]}
+        return httpx.Client(base_url=self.address, timeout=60, event_hooks=hooks, **options)  # type: ignore[arg-type]
 
     def wait_ready(self) -> None:
         """Waits until it can paint."""

@@ -1,15 +1,19 @@
 """Bad input: each row of what breaks servers gets its 4xx problem, never a 5xx and never a dropped connection."""
 
+import base64
+import io
 import json
 import socket
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
-from server import Live
+from server import Live, serving
 
 JSON = {"content-type": "application/json"}
 SMALL: dict[str, Any] = {
@@ -268,6 +272,49 @@ def test_ranges_break_nothing(client: httpx.Client, ranges: str) -> None:
     client.post("/generate", json=SMALL)
     job = client.post("/generate", json=SMALL, headers={"accept": "application/json"}).json()
     assert client.get(job["images"][0]["url"], headers={"range": ranges}).status_code < 500
+
+
+@pytest.mark.parametrize("prompt", ["(" * 5000, "(" * 5000 + "a" + ")" * 5000, "word\x0b", "a\x0c(b)1.2"])
+def test_prompts_that_compel_cannot_read(client: httpx.Client, prompt: str) -> None:
+    """Some were a failure of the model, with a traceback in the log: here they are painted, or wrong by their field."""
+    response = client.post("/generate", json={**SMALL, "prompt": prompt})
+    if response.status_code != 200:
+        problem = _problem(response, 422, "invalid_recipe")
+        assert [error["field"] for error in problem["errors"]] == ["prompt"]
+
+
+@pytest.mark.parametrize("path", ["/generate", "/v1/models/load", "/v1/loras/load", "/v1/images/generations"])
+@pytest.mark.parametrize("key", [r"\ud800", r"a\udfff"])
+def test_a_key_that_is_half_a_character(client: httpx.Client, path: str, key: str) -> None:
+    """Could not be told again: such a key was a 500 where keys are named in the answer."""
+    response = client.post(path, content=f'{{"prompt": "a", "{key}": 1}}', headers=JSON)
+    assert response.status_code == 400, response.text
+    assert "malformed_body" in response.text
+
+
+@pytest.mark.parametrize("value", ["1e400", "-1e400", '"\\ud800"', '{"a": [1e400]}', '{"a": "\\udfff"}', "9" * 5000])
+def test_what_automatic1111_would_tell_again(client: httpx.Client, value: str) -> None:
+    """Its answers repeat the request: what JSON cannot spell was a 500 after the picture had been painted."""
+    body = f'{{"prompt": "a", "width": 64, "height": 64, "steps": 1, "unknown": {value}}}'
+    response = client.post("/sdapi/v1/txt2img", content=body, headers=JSON)
+    assert response.status_code == 422, response.text
+    assert "unknown" in response.json()["detail"]
+
+
+def test_uploads_of_jobs_that_wait_take_little_memory(tmp_path: Path) -> None:
+    """A small file can be a large picture, and a queue is long: what a job holds is no larger than what it paints."""
+    file = io.BytesIO()
+    Image.new("L", (4096, 4096), 90).save(file, "PNG")
+    fields = {**SMALL, "image": base64.b64encode(file.getvalue()).decode(), "strength": 1.0}
+    with serving(tmp_path / "outputs", max_runs="1") as live, live.ask() as client:
+        live.wait_ready()
+        client.post("/generate", json=fields).raise_for_status()
+        client.post("/v1/jobs", json={"prompt": "a forest", "steps": 150}).raise_for_status()
+        before = live.memory_peak()
+        for _ in range(12):  # 64 MB each, and as much for the mask
+            client.post("/v1/jobs", json={**fields, "mask": fields["image"]}).raise_for_status()
+        assert client.get("/queue/status").json()["size"] >= 12
+        assert live.memory_peak() < before + 256 * 1024 * 1024
 
 
 _VALUES = st.one_of(

@@ -12,7 +12,7 @@ from daguerre.telemetry.request import request_id
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
-#: Pictures and JSON are all that is ever served: nothing in an answer may run in a browser.
+#: For pictures and JSON: nothing in such an answer may run in a browser. A page has a policy of its own.
 SECURITY_HEADERS = [
     (b"x-content-type-options", b"nosniff"),
     (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'; sandbox"),
@@ -39,7 +39,10 @@ class RequestId:
 
         async def send_named(message: Message) -> None:
             if message["type"] in ("http.response.start", "websocket.http.response.start"):
-                message["headers"] = [*message.get("headers", ()), (b"x-request-id", name), *SECURITY_HEADERS]
+                given = list(message.get("headers", ()))
+                own = {header for header, _ in given}
+                fixed = [header for header in SECURITY_HEADERS if header[0] not in own]
+                message["headers"] = [*given, (b"x-request-id", name), *fixed]
             await send(message)
 
         await self._app(scope, receive, send_named)

@@ -6,13 +6,14 @@ Where nobody has to authenticate, whoever knows an id may ask for it.
 import asyncio
 import itertools
 import math
-from typing import Any
+from typing import Literal
 
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
+from daguerre.answers import Cancellation, JobPage, QueuedJob, QueueStatus, Task, TaskProgress, TaskResult
 from daguerre.errors import FieldError, InvalidRecipe, NoPicture, ResultExpired
 from daguerre.http import wire
 from daguerre.http.exchange import (
@@ -32,7 +33,7 @@ from daguerre.job import Job, Status
 PAGE, MAX_PAGE = 50, 200
 
 #: What clients of the older task API call our states.
-TASK_STATES = {
+TASK_STATES: dict[Status, Literal["PENDING", "PROGRESS", "SUCCESS", "FAILURE"]] = {
     Status.QUEUED: "PENDING",
     Status.RUNNING: "PROGRESS",
     Status.SUCCEEDED: "SUCCESS",
@@ -66,10 +67,8 @@ async def jobs(request: Request[State]) -> Response:
     )
     page = list(itertools.islice(found, limit))
     rest = next(found, None)
-    body = {
-        "data": [wire.wire_job(job, [], None if job.status.is_final else service.place(job)) for job in page],
-        "next_cursor": page[-1].id if rest is not None else None,
-    }
+    data = [wire.wire_job(job, [], None if job.status.is_final else service.place(job)) for job in page]
+    body = JobPage(data, next_cursor=page[-1].id if rest is not None else None)
     return Response(msgspec.json.encode(body), media_type="application/json")
 
 
@@ -111,33 +110,34 @@ async def cancel(request: Request[State]) -> Response:
     found = await expect(request)
     is_cancelled = service.cancel(found.id)
     await service.settled()
-    return Response(msgspec.json.encode({"cancelled": is_cancelled}), media_type="application/json")
+    return Response(msgspec.json.encode(Cancellation(is_cancelled)), media_type="application/json")
 
 
 async def queue_status(request: Request[State]) -> Response:
     """``GET /queue/status``: how much there is to do; of the jobs only the caller's own."""
     service = request.state["service"]
     mine = service.unfinished_of(client_of(request))
-    body = {
-        "size": service.waiting,
-        "running": service.running,
-        "limit": service.limits.queue,
-        "eta_s": round(service.all_done, 1),
-        "jobs": [{"id": job.id, "status": job.status, "position": service.place(job).position} for job in mine],
-    }
+    body = QueueStatus(
+        size=service.waiting,
+        running=service.running,
+        limit=service.limits.queue,
+        eta_s=round(service.all_done, 1),
+        jobs=[QueuedJob(job.id, job.status, service.place(job).position) for job in mine],
+    )
     return Response(msgspec.json.encode(body), media_type="application/json", headers={"cache-control": "no-store"})
 
 
 async def task(request: Request[State]) -> Response:
     """``GET /status/{id}``: the job as clients of the older task API know it."""
     found = await expect(request)
-    body: dict[str, Any] = {"task_id": found.id, "state": TASK_STATES[found.status], "result": None}
-    if found.status is Status.SUCCEEDED:
-        body["result"] = {"job_id": found.id, "images": [f"/outputs/{image.filename}" for image in found.images]}
-    elif found.status is Status.RUNNING:
-        body["meta"] = {"current": found.step, "total": found.steps}
-    elif found.error is not None:
-        body["error"] = found.error.message
+    is_done = found.status is Status.SUCCEEDED
+    body = Task(
+        task_id=found.id,
+        state=TASK_STATES[found.status],
+        result=TaskResult(found.id, [f"/outputs/{image.filename}" for image in found.images]) if is_done else None,
+        meta=TaskProgress(found.step, found.steps) if found.status is Status.RUNNING else None,
+        error=found.error.message if found.error is not None else None,
+    )
     return Response(msgspec.json.encode(body), media_type="application/json", headers={"cache-control": "no-store"})
 
 

@@ -1,20 +1,20 @@
 """Owns the routes of LoRAs: what there is, where it is, reading it ahead and letting go of it."""
 
-from typing import Any
-
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from daguerre.answers import LoraList, WireLora
 from daguerre.errors import FieldError, InvalidRecipe
 from daguerre.http import wire
 from daguerre.http.state import State
+from daguerre.job import Failure
 from daguerre.loras import Lora
 
 
 async def loras(request: Request[State]) -> Response:
     """``GET /v1/loras``: all LoRAs of the catalogue that can be used."""
-    return _json({"object": "list", "data": [_wire(request, lora) for lora in request.state["loras"].loras]})
+    return _json(LoraList("list", [_wire(request, lora) for lora in request.state["loras"].loras]))
 
 
 async def load(request: Request[State]) -> Response:
@@ -40,22 +40,20 @@ async def _named(request: Request[State]) -> str:
     return str(name)
 
 
-def _wire(request: Request[State], lora: Lora) -> dict[str, Any]:
+def _wire(request: Request[State], lora: Lora) -> WireLora:
     status = request.state["loras"].status(lora)
-    known: dict[str, Any] = {
-        "name": lora.name,
-        "object": "lora",
-        "family": lora.family,
-        "state": status.place,
-        "default_weight": lora.default_weight,
-        "trigger_words": lora.trigger_words,
-        "rank": lora.rank,
-        "bytes": lora.bytes,
-        "description": lora.description,
-    }
-    if status.error is not None:
-        known["error"] = {"code": status.error.code, "message": status.error.message}
-    return known
+    return WireLora(
+        name=lora.name,
+        object="lora",
+        family=lora.family,
+        state=status.place,
+        default_weight=lora.default_weight,
+        trigger_words=lora.trigger_words,
+        rank=lora.rank,
+        bytes=lora.bytes,
+        description=lora.description,
+        error=Failure(status.error.code, status.error.message) if status.error is not None else None,
+    )
 
 
 def _json(value: object, status: int = 200) -> Response:

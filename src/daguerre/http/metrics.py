@@ -8,6 +8,7 @@ from prometheus_client import CONTENT_TYPE_PLAIN_1_0_0
 from starlette.requests import Request
 from starlette.responses import Response
 
+from daguerre.answers import Totals
 from daguerre.http.exchange import client_of
 from daguerre.http.operations import unready
 from daguerre.http.state import State
@@ -25,8 +26,8 @@ async def metrics(request: Request[State]) -> Response:
 async def usage(request: Request[State]) -> Response:
     """``GET /v1/usage``: what the caller's pictures have taken so far."""
     client = client_of(request)
-    totals = msgspec.structs.asdict(await request.state["service"].usage(client))
-    since = totals.pop("since")
+    found = msgspec.structs.asdict(await request.state["service"].usage(client))
+    since = found.pop("since")
     began = None if since is None else datetime.fromtimestamp(since, UTC).isoformat(timespec="seconds")
-    body = {"client": client, "since": began, **totals}
+    body = Totals(client=client, since=began, **found)
     return Response(msgspec.json.encode(body), media_type="application/json", headers={"cache-control": "no-store"})

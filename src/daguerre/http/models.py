@@ -1,25 +1,39 @@
 """Owns the routes of models: what there is, where it is, and loading and unloading it."""
 
-from typing import Any, get_args
+from typing import get_args
 
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
 from daguerre import recipe
+from daguerre.answers import (
+    Bounds,
+    Capabilities,
+    ModelDefaults,
+    ModelList,
+    ModelProgress,
+    SchedulerList,
+    StyleList,
+    WireEmbedding,
+    WireIpAdapter,
+    WireModel,
+    WireScheduler,
+    WireStyle,
+)
 from daguerre.catalog import FAMILIES, Model
 from daguerre.errors import FieldError, InvalidRecipe
 from daguerre.http import wire
 from daguerre.http.state import State
 from daguerre.imaging import MAX_PIXELS
-from daguerre.jobs.sources import Sources
+from daguerre.job import Failure
 from daguerre.samplers import DIFFUSION, FLOW, samplers_for
 
 
 async def models(request: Request[State]) -> Response:
     """``GET /v1/models``: all models of the catalogue, those that are not on this machine too."""
     found = request.state["service"].catalog.models
-    return _json({"object": "list", "data": [_wire(request, model) for model in found]})
+    return _json(ModelList("list", [_wire(request, model) for model in found]))
 
 
 async def model(request: Request[State]) -> Response:
@@ -44,53 +58,48 @@ async def schedulers(_request: Request[State]) -> Response:
     labels = {name: sampler.label for name, sampler in (DIFFUSION | FLOW).items()}
     usable = {family.name: samplers_for(family.scheduler) for family in FAMILIES.values()}
     data = [
-        {"id": name, "label": labels[name], "families": [family for family, known in usable.items() if name in known]}
+        WireScheduler(name, labels[name], [family for family, known in usable.items() if name in known])
         for name in sorted(labels)
     ]
-    return _json({"object": "list", "data": data})
+    return _json(SchedulerList("list", data))
 
 
 async def styles(request: Request[State]) -> Response:
     """``GET /v1/styles``: their names, and the words that each puts around a prompt."""
     found = request.state["service"].catalog.styles
-    return _json({"object": "list", "data": [{"id": name} | msgspec.structs.asdict(s) for name, s in found.items()]})
+    data = [WireStyle(name, s.prompt, s.negative_prompt, s.description) for name, s in found.items()]
+    return _json(StyleList("list", data))
 
 
 async def capabilities(request: Request[State]) -> Response:
     """``GET /v1/capabilities``: what this server can do, and what bounds it."""
     service, settings = request.state["service"], request.state["settings"]
     here = [model for model in service.catalog.models if model.is_here]
-    body = {
-        "modes": {mode: [model.name for model in here if mode in model.modes] for mode in get_args(recipe.Mode)},
-        "formats": get_args(recipe.Format),
-        "prompt_syntaxes": get_args(recipe.PromptSyntax),
-        **_sources(service.sources),
-        "limits": {
-            "count": recipe.MAX_COUNT,
-            "loras": recipe.MAX_LORAS,
-            "reference_images": recipe.MAX_REFERENCES,
-            "side": [recipe.MIN_SIDE, recipe.MAX_SIDE],
-            "seed": recipe.MAX_SEED,
-            "metadata_bytes": recipe.METADATA_BYTES,
-            "upload_pixels": MAX_PIXELS,
-            "body_bytes": settings.body_limit,
-            "queue": service.limits.queue,
-        },
-    }
+    body = Capabilities(
+        modes={mode: [model.name for model in here if mode in model.modes] for mode in get_args(recipe.Mode)},
+        formats=get_args(recipe.Format),
+        prompt_syntaxes=get_args(recipe.PromptSyntax),
+        reference_images=list(service.sources.references.names),
+        ip_adapters=[
+            WireIpAdapter(one.name, one.family, one.kind, one.default_scale, one.bytes, one.description)
+            for one in service.sources.references.adapters
+        ],
+        embeddings=[
+            WireEmbedding(one.name, one.vectors, tuple(one.widths)) for one in service.sources.embeddings.embeddings
+        ],
+        limits=Bounds(
+            count=recipe.MAX_COUNT,
+            loras=recipe.MAX_LORAS,
+            reference_images=recipe.MAX_REFERENCES,
+            side=(recipe.MIN_SIDE, recipe.MAX_SIDE),
+            seed=recipe.MAX_SEED,
+            metadata_bytes=recipe.METADATA_BYTES,
+            upload_pixels=MAX_PIXELS,
+            body_bytes=settings.body_limit,
+            queue=service.limits.queue,
+        ),
+    )
     return _json(body)
-
-
-def _sources(sources: Sources) -> dict[str, Any]:
-    """What prompts and recipes can name beside models and LoRAs."""
-    adapters = [
-        {"name": known.name, "family": known.family, "kind": known.kind, "default_scale": known.default_scale}
-        | {"bytes": known.bytes, "description": known.description}
-        for known in sources.references.adapters
-    ]
-    embeddings = [
-        {"name": one.name, "vectors": one.vectors, "widths": one.widths} for one in sources.embeddings.embeddings
-    ]
-    return {"reference_images": sources.references.names, "ip_adapters": adapters, "embeddings": embeddings}
 
 
 async def _named(request: Request[State]) -> str:
@@ -105,41 +114,38 @@ async def _named(request: Request[State]) -> str:
     return str(name)
 
 
-def _wire(request: Request[State], model: Model) -> dict[str, Any]:
+def _wire(request: Request[State], model: Model) -> WireModel:
     state = request.state
     status = state["models"].status(model)
     ready = state["dispatch"].state.ready
     width, height = model.native_size
-    known: dict[str, Any] = {
-        "id": model.name,
-        "object": "model",
-        "created": 0,  # with owned_by: what OpenAI's clients look for
-        "owned_by": "daguerre",
-        "name": model.name,
-        "description": model.description,
-        "family": model.family,
-        "modes": model.modes,
-        "default": model.name == state["settings"].default_model,
-        "state": state["models"].place(model),
-        "native_size": [width, height],
-        "size_factor": model.size_factor,
-        "max_area": model.max_area,
-        "bytes": model.elements * (4 if ready is None or ready.dtype == "float32" else 2),
-        "defaults": {
-            "width": width,
-            "height": height,
-            "steps": model.steps,
-            "guidance_scale": model.guidance_scale,
-            "negative_prompt": model.negative_prompt,
-            "scheduler": model.scheduler,
-        },
-        "schedulers": model.schedulers,
-    }
-    if status.stage:
-        known["progress"] = {"stage": status.stage, "bytes": status.done, "total_bytes": status.total}
-    if status.error is not None:
-        known["error"] = {"code": status.error.code, "message": status.error.message}
-    return known
+    return WireModel(
+        id=model.name,
+        object="model",
+        created=0,  # with owned_by: what OpenAI's clients look for
+        owned_by="daguerre",
+        name=model.name,
+        description=model.description,
+        family=model.family,
+        modes=model.modes,
+        default=model.name == state["settings"].default_model,
+        state=state["models"].place(model),
+        native_size=(width, height),
+        size_factor=model.size_factor,
+        max_area=model.max_area,
+        bytes=model.elements * (4 if ready is None or ready.dtype == "float32" else 2),
+        defaults=ModelDefaults(
+            width=width,
+            height=height,
+            steps=model.steps,
+            guidance_scale=model.guidance_scale,
+            negative_prompt=model.negative_prompt,
+            scheduler=model.scheduler,
+        ),
+        schedulers=model.schedulers,
+        progress=ModelProgress(status.stage, status.done, status.total) if status.stage else None,
+        error=Failure(status.error.code, status.error.message) if status.error is not None else None,
+    )
 
 
 def _json(value: object, status: int = 200, headers: dict[str, str] | None = None) -> Response:

@@ -7,6 +7,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from daguerre.answers import Alive, Health, Memory, QueueLoad
 from daguerre.errors import DaguerreError, NotReady
 from daguerre.http.state import State
 from daguerre.version import __version__
@@ -14,12 +15,12 @@ from daguerre.version import __version__
 
 async def ping(_request: Request[State]) -> Response:
     """``GET /ping``."""
-    return _json({"status": "ok"})
+    return _json(Alive("ok"))
 
 
 async def livez(_request: Request[State]) -> Response:
     """``GET /livez``: the event loop turns."""
-    return _json({"status": "ok"})
+    return _json(Alive("ok"))
 
 
 async def readyz(request: Request[State]) -> Response:
@@ -27,7 +28,7 @@ async def readyz(request: Request[State]) -> Response:
     error = unready(request.state)
     if error is not None:
         raise error
-    return _json({"status": "ready"})
+    return _json(Alive("ready"))
 
 
 async def health(request: Request[State]) -> Response:
@@ -36,16 +37,16 @@ async def health(request: Request[State]) -> Response:
     error = unready(state)
     engine, service = state["dispatch"].state, state["service"]
     return _json(
-        {
-            "status": "ok" if error is None else error.code,
-            "detail": "" if error is None else error.message,
-            "version": __version__,
-            "model": state["settings"].default_model,
-            "device": engine.ready.device if engine.ready else None,
-            "dtype": engine.ready.dtype if engine.ready else None,
-            "memory": {"host_peak_bytes": _peak_memory()},
-            "queue": {"size": service.waiting, "running": service.running, "limit": service.limits.queue},
-        }
+        Health(
+            status="ok" if error is None else error.code,
+            detail="" if error is None else error.message,
+            version=__version__,
+            model=state["settings"].default_model,
+            device=engine.ready.device if engine.ready else None,
+            dtype=engine.ready.dtype if engine.ready else None,
+            memory=Memory(_peak_memory()),
+            queue=QueueLoad(service.waiting, service.running, service.limits.queue),
+        )
     )
 
 

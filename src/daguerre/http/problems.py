@@ -9,7 +9,8 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from daguerre import errors
-from daguerre.errors import DaguerreError, FieldError, Forbidden, InvalidRecipe, Unauthenticated, Unavailable
+from daguerre.answers import Problem
+from daguerre.errors import DaguerreError, Forbidden, InvalidRecipe, Unauthenticated, Unavailable
 
 log = logging.getLogger(__name__)
 
@@ -60,18 +61,6 @@ STATUSES: dict[type[DaguerreError], tuple[int, str]] = {
 }
 
 CONTENT_TYPE = "application/problem+json"
-
-
-class Problem(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The body of every answer that is an error."""
-
-    type: str
-    title: str
-    status: int
-    detail: str
-    code: str
-    request_id: str
-    errors: tuple[FieldError, ...] = ()
 
 
 def answer(error: DaguerreError, request_id: str) -> Response:

@@ -6,7 +6,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from daguerre.http import jobs, stream
+from daguerre.http import docs, jobs, stream
 from daguerre.http.dialects import a1111, a1111_lists, openai
 from daguerre.http.generate import generate, img2img, inpaint, txt2img
 from daguerre.http.images import output, thumbnail
@@ -60,4 +60,6 @@ ROUTES: list[BaseRoute] = [
     Route("/health", health),
     Route("/livez", livez),
     Route("/readyz", readyz),
+    *docs.ROUTES,
 ]
+ROUTES.append(Route("/openapi.json", docs.describing(ROUTES)))

@@ -14,7 +14,7 @@ MODELS: Needed = ("models",)
 
 #: By path; everything under /v1 answers under /api/v1 by the same rule. A route that is not here lets nobody in.
 SCOPES: dict[str, Needed] = {
-    **dict.fromkeys(("/ping", "/livez", "/readyz"), OPEN),
+    **dict.fromkeys(("/ping", "/livez", "/readyz", "/openapi.json", "/docs", "/docs/{filename}"), OPEN),
     "/health": LOOK,
     "/metrics": ("admin",),
     "/v1/usage": LOOK,
@@ -55,6 +55,7 @@ SCOPES: dict[str, Needed] = {
             "realesrgan-models",
             "hypernetworks",
             "refresh-checkpoints",
+            "refresh-embeddings",
             "refresh-loras",
             "refresh-vae",
             "unload-checkpoint",

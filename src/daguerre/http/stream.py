@@ -3,7 +3,6 @@
 import asyncio
 import base64
 from collections.abc import AsyncIterator
-from typing import Any
 
 import msgspec
 from starlette.requests import Request
@@ -11,6 +10,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import BaseRoute, Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
+from daguerre.answers import Accepted, Cancelled, Completed, Event, Failed, Progressed, Queued, Started, Told
 from daguerre.errors import DaguerreError, InvalidRecipe, MalformedBody
 from daguerre.http import wire
 from daguerre.http.credentials import SUBPROTOCOL
@@ -38,7 +38,7 @@ async def paint(socket: WebSocket[State]) -> None:
     try:
         job, is_binary, is_detached = await _begin(socket)
     except DaguerreError as error:
-        await _send(socket, {"type": "failed", "id": None, "error": _told(error)})
+        await _send(socket, Failed(None, _told(error)))
         await socket.close(POLICY)
         return
     except (WebSocketDisconnect, TimeoutError):
@@ -56,7 +56,7 @@ async def follow(socket: WebSocket[State]) -> None:
     try:
         job = await expect(socket)
     except DaguerreError as error:
-        await _send(socket, {"type": "failed", "id": None, "error": _told(error)})
+        await _send(socket, Failed(None, _told(error)))
         await socket.close(POLICY)
         return
     await _follow(socket, job, is_binary=False)
@@ -87,7 +87,7 @@ async def _begin(socket: WebSocket[State]) -> tuple[Job, bool, bool]:
     job = await socket.state["service"].submit(
         draft, inputs, client_of(socket), is_attached=not is_detached, is_urgent=is_urgent(socket)
     )
-    await _send(socket, {"type": "accepted", "job": wire.wire_job(job, [], socket.state["service"].place(job))})
+    await _send(socket, Accepted(wire.wire_job(job, [], socket.state["service"].place(job))))
     return job, flags["binary"] is True, is_detached
 
 
@@ -138,8 +138,8 @@ async def _completed(socket: WebSocket[State], job: Job, pictures: list[bytes]) 
 
     def made() -> str:
         encoded = [base64.b64encode(picture).decode() for picture in pictures]
-        about = {"type": "completed", "id": job.id, "job": wire.wire_job(job, [])}
-        return msgspec.json.encode({**about, "image": encoded[0] if encoded else None, "images": encoded}).decode()
+        event = Completed(job.id, wire.wire_job(job, []), encoded[0] if encoded else None, encoded)
+        return msgspec.json.encode(event).decode()
 
     return await asyncio.get_running_loop().run_in_executor(socket.state["codec"], made)
 
@@ -164,7 +164,7 @@ class _Frame(msgspec.Struct, frozen=True):
     type: str
 
 
-async def _send(socket: WebSocket[State], event: dict[str, Any]) -> None:
+async def _send(socket: WebSocket[State], event: Event) -> None:
     """One message to one client alone."""
     await socket.send_text(msgspec.json.encode(event).decode())
 
@@ -174,8 +174,7 @@ async def _text(connection: "Request[State] | WebSocket[State]", news: News, sho
     preview = None if news.preview is shown else news.preview
 
     async def made() -> str:
-        image = {} if preview is None else {"image": base64.b64encode(preview).decode()}
-        return msgspec.json.encode({**_event(connection, news.job), **image}).decode()
+        return msgspec.json.encode(_event(connection, news.job, preview)).decode()
 
     return await news.once(("text", preview is not None), made)
 
@@ -187,29 +186,34 @@ def _kind(job: Job) -> str:
     return {Status.SUCCEEDED: "completed"}.get(job.status, job.status.value)
 
 
-def _event(connection: "Request[State] | WebSocket[State]", job: Job) -> dict[str, Any]:
+def _event(connection: "Request[State] | WebSocket[State]", job: Job, preview: bytes | None) -> Event:
     """A job's state as an event."""
-    kind, place = _kind(job), connection.state["service"].place
-    event: dict[str, Any] = {"type": kind, "id": job.id}
-    match kind:
+    place = connection.state["service"].place
+    match _kind(job):
         case "queued":
             position, eta = place(job)
-            event |= {"position": position, "eta_s": round(eta, 1)}
+            return Queued(job.id, position, round(eta, 1))
+        case "started":
+            return Started(job.id)
         case "progress":
-            far = {"step": job.step, "steps": job.steps, "fraction": job.step / job.steps}
-            event |= {**far, "eta_s": round(place(job).eta, 1)}
+            image = None if preview is None else base64.b64encode(preview).decode()
+            return Progressed(job.id, job.step, job.steps, job.step / job.steps, round(place(job).eta, 1), image)
         case "completed":
-            event["job"] = wire.wire_job(job, [])
-        case "failed" | "cancelled":
-            event["error"] = job.error
-    return event
+            return Completed(job.id, wire.wire_job(job, []))
+        case "cancelled":
+            return Cancelled(job.id, _why(job))
+        case _:
+            return Failed(job.id, _why(job))
 
 
-def _told(error: DaguerreError) -> dict[str, Any]:
-    told: dict[str, Any] = {"code": error.code, "message": error.message}
-    if isinstance(error, InvalidRecipe):
-        told["errors"] = error.errors
-    return told
+def _why(job: Job) -> Told:
+    assert job.error is not None, job.status
+    return Told(job.error.code, job.error.message)
+
+
+def _told(error: DaguerreError) -> Told:
+    errors = tuple(error.errors) if isinstance(error, InvalidRecipe) else ()
+    return Told(error.code, error.message, errors)
 
 
 async def events(request: Request[State]) -> Response:

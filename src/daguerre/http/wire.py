@@ -8,11 +8,12 @@ from typing import Any, NoReturn, get_args
 import msgspec
 
 from daguerre import recipe
+from daguerre.answers import Progress, WireImage, WireJob
 from daguerre.errors import MalformedBody, NotAcceptable, UnsupportedMediaType
 from daguerre.imaging import media_type
-from daguerre.job import Failure, Image, Job, Timings
+from daguerre.job import Image, Job
 from daguerre.jobs.forecast import Place
-from daguerre.recipe import Draft, Format, Recipe
+from daguerre.recipe import Draft, Format
 
 FORMATS: tuple[Format, ...] = get_args(Format)
 
@@ -60,11 +61,18 @@ def parse_object(body: bytes) -> dict[str, Any]:
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
+    if not all(map(_is_text, found)):
+        raise MalformedBody("a key is not valid Unicode text")
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
         raise MalformedBody(f"the key {twice[:80]!r} is there twice")
     return found
+
+
+def _is_text(name: str) -> bool:
+    """Whether it can be told again: JSON can spell half of a surrogate pair, and UTF-8 cannot."""
+    return name.isascii() or not any("\ud800" <= character <= "\udfff" for character in name)
 
 
 def _refuse_constant(name: str) -> NoReturn:
@@ -129,51 +137,6 @@ def _preferences(accept: str) -> list[str]:
     return [kind for _, _, kind in sorted(found)]
 
 
-class Progress(msgspec.Struct, frozen=True):
-    """How far a job is."""
-
-    step: int
-    steps: int
-    fraction: float
-
-
-class WireImage(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A finished picture of a job."""
-
-    url: str
-    filename: str
-    seed: int
-    width: int
-    height: int
-    format: str
-    bytes: int
-    sha256: str
-    thumbnail_url: str
-    b64: str | None = None
-
-
-class WireJob(msgspec.Struct, frozen=True):
-    """A job as clients see it; times are RFC 3339 in UTC, timings seconds."""
-
-    id: str
-    request_id: str
-    status: str
-    created_at: str
-    started_at: str | None
-    finished_at: str | None
-    position: int | None
-    eta_s: float | None
-    progress: Progress
-    recipe: Recipe
-    images: list[WireImage]
-    error: Failure | None
-    timings: Timings
-    attempts: int
-    safety_filter_result: str | None
-    metadata: dict[str, Any]
-    links: dict[str, str]
-
-
 def wire_job(job: Job, pictures: list[bytes], place: Place | None = None) -> WireJob:
     """A job with its pictures, if any are to be sent along; an unfinished one has a place."""
     own = f"/v1/jobs/{job.id}"
@@ -183,7 +146,7 @@ def wire_job(job: Job, pictures: list[bytes], place: Place | None = None) -> Wir
     return WireJob(
         id=job.id,
         request_id=job.id,
-        status=job.status.value,
+        status=job.status,
         created_at=_moment(job.created_at),
         started_at=None if job.started_at is None else _moment(job.started_at),
         finished_at=None if job.finished_at is None else _moment(job.finished_at),

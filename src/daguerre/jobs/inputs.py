@@ -36,6 +36,11 @@ class Inputs:
         mask = None if self.mask is None else imaging.as_mask(self.mask, size)
         return None if self.image is None else imaging.on_white(self.image, size), mask
 
+    def at(self, size: tuple[int, int]) -> Self:
+        """Both in that size: a job that waits holds no more of an upload than will be painted from."""
+        image, mask = (None if pixels is None else _picture(pixels) for pixels in self.fitted(size))
+        return type(self)(image, mask, self.references)
+
     def packed(self) -> Pictures:
         """All of them as files, to be kept until the job is done."""
         image, mask = (None if picture is None else _file(picture) for picture in (self.image, self.mask))
@@ -46,6 +51,10 @@ class Inputs:
         """What `packed` gave."""
         image, mask = (None if file is None else imaging.decode(file) for file in pictures[:2])
         return cls(image, mask, tuple(map(imaging.decode, pictures.references)))
+
+
+def _picture(pixels: NDArray[np.uint8]) -> Image.Image:
+    return Image.fromarray(pixels).convert("RGBA")
 
 
 def _file(image: Image.Image) -> bytes:

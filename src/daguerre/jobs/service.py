@@ -124,6 +124,7 @@ class JobService:
         self._line = Line()
         self._accepting: dict[str, asyncio.Event] = {}  # set when the job's row is durable, or will never be
         self._inputs: dict[str, Inputs] = {}
+        self._fitting = asyncio.Lock()  # of uploads, one at a time: each takes memory for several copies of itself
         self._errors: dict[str, DaguerreError] = {}
         self._keys: dict[tuple[str, str], tuple[str, str]] = {}  # client and name to digest and job's id
         self._deadlines: dict[str, asyncio.TimerHandle] = {}
@@ -255,7 +256,11 @@ class JobService:
         if key is not None:
             self._keys[key.client, key.name] = (key.digest, job.id)
         try:
-            pictures = None if inputs is None else await asyncio.to_thread(inputs.packed)
+            pictures = None
+            if inputs is not None:
+                async with self._fitting:
+                    inputs = await asyncio.to_thread(inputs.at, (job.recipe.width, job.recipe.height))
+                    pictures = await asyncio.to_thread(inputs.packed)
             await self._rows.add(job, pictures, key)
         except BaseException:
             self._withdraw(job, key)

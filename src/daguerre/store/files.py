@@ -14,6 +14,8 @@ from pathlib import Path
 from daguerre.recipe import Format
 
 EXTENSIONS: dict[Format, str] = {"png": "png", "jpeg": "jpg", "webp": "webp"}
+#: What a file's name may end in, and the format that this means.
+FORMATS: dict[str, Format] = {f".{extension}": name for name, extension in EXTENSIONS.items()} | {".jpeg": "jpeg"}
 
 # Names hold nothing that a path, a URL or a shell reads as more than a letter; a leading dot is for unfinished files.
 _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")

@@ -63,7 +63,7 @@ def spoken(endpoint: Endpoint) -> Endpoint:
 
 
 def failure(error: DaguerreError, request_id: str) -> Response:
-    """An error as theirs look."""
+    """The error as AUTOMATIC1111 tells its own."""
     plain = problems.answer(error, request_id)
     body = {"error": type(error).__name__, "detail": error.message, "body": "", "errors": error.message}
     kept = {name: value for name, value in plain.headers.items() if name == "retry-after"}
@@ -87,7 +87,19 @@ async def img2img(request: Request[State]) -> Response:
 async def _fields(request: Request[State]) -> dict[str, Any]:
     body, codec = await request.body(), request.state["codec"]
     content_type = request.headers.get("content-type", "")
-    return await asyncio.get_running_loop().run_in_executor(codec, wire.read_object, content_type, body)
+    return await asyncio.get_running_loop().run_in_executor(codec, _read, content_type, body)
+
+
+def _read(content_type: str, body: bytes) -> dict[str, Any]:
+    """The fields of a body. All are told again in the answer, those that mean nothing here as well."""
+    fields = wire.read_object(content_type, body)
+    for name, value in fields.items():
+        try:
+            json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+        except ValueError:
+            told = "holds a number that is too large, or what is no valid Unicode text"
+            raise InvalidRecipe([FieldError(name[:80], told)]) from None
+    return fields
 
 
 async def _painted(request: Request[State], fields: Mapping[str, Any], inputs: Inputs | None) -> Response:

@@ -88,7 +88,7 @@ def spoken(endpoint: Endpoint) -> Endpoint:
 
 
 def failure(error: DaguerreError, request_id: str) -> Response:
-    """An error in OpenAI's envelope."""
+    """The error in OpenAI's envelope, with the word on whether asking again can help."""
     plain = problems.answer(error, request_id)
     status = 400 if isinstance(error, InvalidRecipe) else plain.status_code
     headers = {"x-should-retry": "true" if isinstance(error, Unavailable) else "false"}
