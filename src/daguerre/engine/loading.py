@@ -14,6 +14,10 @@ from daguerre.engine import checkpoints
 from daguerre.errors import CatalogError
 
 
+#: T5 and its tokenizer, without which Stable Diffusion 3 paints, too.
+_SPARE = ("text_encoder_3", "tokenizer_3")
+
+
 def read_pipe(model: Model, dtype: torch.dtype) -> Any:
     """The diffusers pipeline of a folder or of a checkpoint in a single file.
 
@@ -38,11 +42,12 @@ def _from_folder(model: Model, dtype: torch.dtype, given: dict[str, Any]) -> Any
     if weightfile.SAFETY_CHECKER in index:
         given |= {weightfile.SAFETY_CHECKER: None, "feature_extractor": None, "requires_safety_checker": False}
     for name, value in index.items():
-        if isinstance(value, list) and name not in given:
-            if value[0] is None:  # a part that it does without
-                given |= {name: None}
-            else:
-                _expect(name, value)
+        if not isinstance(value, list) or name in given:
+            continue
+        if value[0] is not None:
+            _expect(name, value)
+        elif name in _SPARE:
+            given |= {name: None}
     return diffusers.DiffusionPipeline.from_pretrained(
         model.path,
         dtype=dtype,
