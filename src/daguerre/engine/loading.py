@@ -13,7 +13,6 @@ from daguerre.catalog import Model
 from daguerre.engine import checkpoints
 from daguerre.errors import CatalogError
 
-
 #: T5 and its tokenizer, without which Stable Diffusion 3 paints, too.
 _SPARE = ("text_encoder_3", "tokenizer_3")
 
