@@ -82,9 +82,10 @@ def test_weights_act(models: Catalog, name: str) -> None:
 
 
 def test_encoders_without_weights_say_so(models: Catalog) -> None:
-    """FLUX takes the words; weights are refused, not dropped."""
+    """FLUX takes the words; weights are refused, not dropped. Those of a negative prompt, which it has not, are."""
     model = models.model("flux")
-    jobs = [job(model, prompt, prompt_syntax="a1111") for prompt in (r"a fox \(red\)", "a (red:1.2) fox")]
+    fields = {"prompt_syntax": "a1111", "negative_prompt": "(mud:1.4)"}
+    jobs = [job(model, prompt, **fields) for prompt in (r"a fox \(red\)", "a (red:1.2) fox")]
     jobs.append(job(model, "a fox (red)"))
     outcomes, _ = paint_all(jobs)
     plain, weighted, same = (outcomes[submission.id] for submission in jobs)

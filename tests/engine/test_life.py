@@ -119,7 +119,7 @@ def test_a_prompt_that_compel_cannot_read_fails_alone(models: Catalog, name: str
     assert [error.field for error in outcome.error.errors] == ["prompt"]
 
 
-@pytest.mark.parametrize("name", ["flux", "sd3", "auraflow"])
+@pytest.mark.parametrize("name", ["flux", "auraflow"])
 def test_clip_skip_where_there_is_none_fails_alone(models: Catalog, name: str) -> None:
     """The client is told which field it is."""
     model = models.model(name)

@@ -113,7 +113,8 @@ def test_weights_are_heard(ask: httpx.Client, name: str) -> None:
 WISHES = [
     ("qwen", {"prompt": "a (bridge)1.6"}, "prompt"),
     ("z-image", {"prompt": "(a bridge:1.2)", "prompt_syntax": "a1111"}, "prompt"),
-    ("flux2", {"negative_prompt": "mud++"}, "negative_prompt"),
+    ("qwen", {"negative_prompt": "mud++"}, "negative_prompt"),
+    ("flux2", {"prompt": '("a", "b").blend(1, 1)'}, "prompt"),
     ("flux", {"clip_skip": 1}, "clip_skip"),
     ("sd3", {"prompt": "(a bridge:1.2)", "prompt_syntax": "a1111"}, "prompt"),
     ("sd15", {"prompt": "a bridge.swap(tower)"}, "prompt"),

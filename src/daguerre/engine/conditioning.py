@@ -53,7 +53,7 @@ class Conditioning:
         self.tokens = None
         if not compelled.knows(self._pipe):
             return self._words(recipe)
-        is_guided = recipe.guidance_scale > 1
+        is_guided = recipe.guidance_scale > 1 and self._kind != "FluxPipeline"  # which has no negative prompt
         negative = recipe.negative_prompt if is_guided else None
         contents = tuple(one.digest for one in learned)
         key = (recipe.prompt, negative, recipe.prompt_syntax, recipe.clip_skip, adapted, contents)
@@ -94,12 +94,14 @@ class Conditioning:
         """The prompts, for a pipeline that encodes for itself; they may ask for nothing but to be read."""
         if recipe.clip_skip:
             raise InvalidRecipe([FieldError("clip_skip", f"a {self._kind} cannot skip layers")])
-        words: dict[str, Any] = {name: _unweighted(text, name, recipe.prompt_syntax) for name, text in _prompts(recipe)}
-        words["negative_prompt"] = words["negative_prompt"] or None
+        words: dict[str, Any] = {"prompt": _unweighted(recipe.prompt, "prompt", recipe.prompt_syntax)}
+        if "negative_prompt" not in inspect.signature(self._pipe.__call__).parameters:
+            return words
+        negative = _unweighted(recipe.negative_prompt, "negative_prompt", recipe.prompt_syntax) or None
         if self._kind.startswith("QwenImage") and recipe.guidance_scale > 1:
             # Its ``guidance_scale`` is for models that have yet to be distilled; without a negative prompt, none acts.
-            return words | {"true_cfg_scale": recipe.guidance_scale, "negative_prompt": words["negative_prompt"] or " "}
-        return words
+            return words | {"true_cfg_scale": recipe.guidance_scale, "negative_prompt": negative or " "}
+        return words | {"negative_prompt": negative}
 
     def _encode_any(self, recipe: Recipe, is_guided: bool, learned: Sequence[Learned]) -> Embeddings:
         """The prompts, in which textual inversions may be named."""
@@ -121,17 +123,16 @@ class Conditioning:
             return self._encode_emphasised(recipe, is_guided)
         # Where an empty negative prompt means zeros (SDXL), the pipeline makes them itself when it is given none.
         zeros = getattr(self._pipe.config, "force_zeros_for_empty_prompt", False)
-        is_against = is_guided and self._kind != "FluxPipeline" and bool(recipe.negative_prompt or not zeros)
-        return compelled.encode(
-            self._pipe, recipe.prompt, recipe.negative_prompt if is_against else None, recipe.clip_skip
-        )
+        negative = recipe.negative_prompt if is_guided and (recipe.negative_prompt or not zeros) else None
+        return compelled.encode(self._pipe, recipe.prompt, negative, recipe.clip_skip)
 
     def _encode_emphasised(self, recipe: Recipe, is_guided: bool) -> Embeddings:
         prompt = _parsed(recipe.prompt, "prompt")
         if self._kind in _EMPHASISED:
             against = _parsed(recipe.negative_prompt, "negative_prompt") if is_guided else None
             return emphasised.encode(self._pipe, prompt, against, recipe.clip_skip)
-        words, against_words = (_unweighted(text, name, "a1111") for name, text in _prompts(recipe))
+        words = _unweighted(recipe.prompt, "prompt", "a1111")
+        against_words = _unweighted(recipe.negative_prompt, "negative_prompt", "a1111") if is_guided else ""
         return self._encode_plain(recipe, words, against_words, is_guided)
 
     def _encode_plain(self, recipe: Recipe, prompt: str, negative: str, is_guided: bool) -> Embeddings:
@@ -165,11 +166,6 @@ def _skipping(pipe: Any, prompt: str, clip_skip: int, device: torch.device) -> t
         tokens.input_ids.to(device)
     ).last_hidden_state
     return embeds
-
-
-def _prompts(recipe: Recipe) -> tuple[tuple[str, str], tuple[str, str]]:
-    """By their fields' names."""
-    return ("prompt", recipe.prompt), ("negative_prompt", recipe.negative_prompt)
 
 
 def _tokens(embeddings: Embeddings) -> int:

@@ -17,6 +17,8 @@ from daguerre.errors import CatalogError
 # accelerate's low-memory path patches torch.nn.Module for the whole process while it builds: two threads must not build
 # modules at the same moment (diffusers issue 14347).
 BUILDING = threading.Lock()
+#: T5 and its tokenizer, without which Stable Diffusion 3 paints, too.
+_SPARE = ("text_encoder_3", "tokenizer_3")
 
 
 def read_pipe(model: Model, dtype: torch.dtype) -> Any:
@@ -43,11 +45,12 @@ def _from_folder(model: Model, dtype: torch.dtype, given: dict[str, Any]) -> Any
     if weightfile.SAFETY_CHECKER in index:
         given |= {weightfile.SAFETY_CHECKER: None, "feature_extractor": None, "requires_safety_checker": False}
     for name, value in index.items():
-        if isinstance(value, list) and name not in given:
-            if value[0] is None:  # a part that it does without
-                given |= {name: None}
-            else:
-                _expect(name, value)
+        if not isinstance(value, list) or name in given:
+            continue
+        if value[0] is not None:
+            _expect(name, value)
+        elif name in _SPARE:
+            given |= {name: None}
     return diffusers.DiffusionPipeline.from_pretrained(
         model.path,
         dtype=dtype,
