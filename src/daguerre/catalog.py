@@ -250,7 +250,7 @@ def _model(name: str, path: Path | None, entry: Entry, weights: Path) -> Model |
         own = str(weightfile.read_json(path / "scheduler" / "scheduler_config.json").get("_class_name", ""))
         side = _native_side(path)
     else:
-        header = weightfile.read_header(path)
+        header = weightfile.vet_weights(path)
         pipeline, own, side, elements = _pipeline_of(header), "", None, header.elements
     family = FAMILIES.get(pipeline, _OTHER)
     own = own or family.scheduler

@@ -12,6 +12,9 @@ from daguerre.catalog import Model
 from daguerre.engine import checkpoints
 from daguerre.errors import CatalogError
 
+#: Of weights as they are computed with.
+DTYPES = frozenset({torch.float64, torch.float32, torch.float16, torch.bfloat16})
+
 
 def read_pipe(model: Model, dtype: torch.dtype) -> Any:
     """The diffusers pipeline of a folder or of a checkpoint in a single file.
@@ -26,9 +29,18 @@ def read_pipe(model: Model, dtype: torch.dtype) -> Any:
     given = {} if model.vae is None else {"vae": _vae(model.vae, dtype)}
     pipe = _from_folder(model, dtype, given) if model.path.is_dir() else _from_file(model, kind, dtype, given)
     for name, part in pipe.components.items():
-        if isinstance(part, torch.nn.Module) and any(tensor.is_meta for tensor in part.state_dict().values()):
-            raise CatalogError(f"weights of its part {name!r} are missing")
+        if isinstance(part, torch.nn.Module):
+            _hold_whole(name, part)
     return pipe
+
+
+def _hold_whole(name: str, part: torch.nn.Module) -> None:
+    """Every weight is there, and a number: where one is none, aminmax says so in one pass over the memory."""
+    for path, tensor in part.state_dict().items():
+        if tensor.is_meta:
+            raise CatalogError(f"weights of its part {name!r} are missing")
+        if tensor.dtype in DTYPES and tensor.numel() and not all(end.isfinite() for end in tensor.aminmax()):
+            raise CatalogError(f"{path[:80]!r} of its part {name!r} holds numbers that are not finite")
 
 
 def _from_folder(model: Model, dtype: torch.dtype, given: dict[str, Any]) -> Any:
@@ -66,7 +78,7 @@ def _variant(folder: Path) -> str | None:
 
 
 def _from_file(model: Model, kind: Any, dtype: torch.dtype, given: dict[str, Any]) -> Any:
-    weightfile.read_header(model.path)
+    weightfile.vet_weights(model.path)
     try:
         with checkpoints.described(model.path, model.pipeline) as config:
             return kind.from_single_file(str(model.path), dtype=dtype, local_files_only=True, **config, **given)
