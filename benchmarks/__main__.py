@@ -23,9 +23,10 @@ NAMES = (
     "loop",
     "simulate",
     "lora_switch",
+    "model_switch",
 )
 #: Those that say something on a GPU.
-ON_GPU = ("real", "overhead", "start", "mixed", "busy", "invariance", "loop", "lora_switch")
+ON_GPU = ("real", "overhead", "start", "mixed", "busy", "invariance", "loop", "lora_switch", "model_switch")
 RESULTS = Path("benchmarks", "results")
 
 

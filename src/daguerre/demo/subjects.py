@@ -20,7 +20,7 @@ Bytes = npt.NDArray[np.uint8]
 
 INK, PAPER, SHADED_PAPER = rgb(240, 246, 255), rgb(38, 84, 176), rgb(22, 54, 128)
 MAGENTA, CREAM, WICKER = rgb(222, 30, 140), rgb(255, 240, 190), rgb(105, 65, 30)
-GORES = 5
+GORES = 3
 
 
 class Subject(msgspec.Struct, frozen=True):
@@ -72,7 +72,7 @@ def draw_with_balloon(scene: Scene) -> Bytes:
     assert isinstance(scene.subject, Landscape)
     floats = picture.astype(np.float32) / np.float32(255)
     rng = np.random.default_rng((scene.seed, 1))
-    x, y, radius = rng.uniform(0.28, 0.72) * SIZE, rng.uniform(0.24, 0.34) * SIZE, rng.uniform(32, 44)
+    x, y, radius = rng.uniform(0.35, 0.65) * SIZE, rng.uniform(0.25, 0.33) * SIZE, rng.uniform(36, 46)
     _add_balloon(floats, float(x), float(y), float(radius), max(PALETTES[scene.subject.time].light, 0.85))
     return to_bytes(floats)
 
