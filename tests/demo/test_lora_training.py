@@ -88,7 +88,7 @@ def test_a_whole_run_writes_a_lora(tokenizer: CLIPTokenizer, tmp_path: Path) -> 
     trainer = LoraTrainer(networks_of(tokenizer), tokenizer, SUBJECTS["balloon"], PLAN)
     trainer.prepare_lessons(tmp_path / "lessons.safetensors", build_autoencoder().eval())
     run(trainer, tmp_path, tmp_path / "balloon.safetensors", "balloon")
-    assert trainer.is_done
+    assert trainer.seen == PLAN.sizes.total
     file = adapterfile.read(tmp_path / "balloon.safetensors")
     assert (file.rank, file.family, file.trigger_words) == (2, "sdxl", ("hot air balloon",))
     assert file.metadata["modelspec.license"] == "Apache-2.0"

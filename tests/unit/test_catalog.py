@@ -113,6 +113,20 @@ def test_a_checkpoint_is_what_its_tensors_say(tmp_path: Path) -> None:
         found.model("lora")
 
 
+def test_weights_are_floating_point_numbers(tmp_path: Path) -> None:
+    """Whole ones are weights of a quantised model, which would be painted with as if they were not; tables may be."""
+    part = _folder(tmp_path / "folder") / "unet" / "diffusion_pytorch_model.safetensors"
+    part.write_bytes(_file({"w.weight": _tensor(0, 8, dtype="I32")}))
+    checkpoint = dict.fromkeys(SD15, _tensor(0, 8)) | {SD15[0]: _tensor(8, 16, dtype="U32")}
+    (tmp_path / "single.safetensors").write_bytes(_file(checkpoint, 16))
+    found = catalog.read(tmp_path, "folder")
+    for name in ("folder", "single"):
+        with pytest.raises(CatalogError, match=r"weights are served as floating-point numbers"):
+            found.model(name)
+    part.write_bytes(_file({"position_ids": _tensor(0, 8, [1], dtype="I64")}))
+    assert found.model("folder").elements == 1
+
+
 PICKLES = ("x.bin", "x.ckpt", "x.pt", "x.pth", "x.pkl", "X.SafeTensors", "x.safetensors.bin", "x.msgpack", "x", "x.zip")
 
 

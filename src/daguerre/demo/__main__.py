@@ -38,6 +38,7 @@ def _parser() -> argparse.ArgumentParser:
     lora.add_argument("--base", type=Path, default=Path("weights/demo-xl"))
     lora.add_argument("--write", type=Path, help="the LoRA's file; OUT/NAME.safetensors")
     lora.add_argument("--threads", type=int, default=1)
+    lora.add_argument("--stop", type=int, help="after so many samples; the same command without it goes on")
     for field in msgspec.structs.fields(LoraPlan):
         if field.type in (int, float):
             lora.add_argument(f"--{field.name.replace('_', '-')}", type=field.type, default=field.default)
@@ -66,7 +67,7 @@ def _train_lora(options: argparse.Namespace) -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     plan = LoraPlan(**{name: getattr(options, name) for name in LoraPlan.__struct_fields__ if hasattr(options, name)})
     write = options.write or options.out / f"{options.name}.safetensors"
-    train_lora(options.name, options.base, options.out, write, plan, options.threads)
+    train_lora(options.name, options.base, options.out, write, plan, options.threads, options.stop)
 
 
 def main() -> None:

@@ -72,11 +72,6 @@ class LoraTrainer:
         """Samples so far."""
         return self.weights.steps * self.plan.batch
 
-    @property
-    def is_done(self) -> bool:
-        """Whether the plan is done."""
-        return self.seen >= self.plan.sizes.total
-
     def step(self) -> float:
         """Take one step and return its loss."""
         key = (self.plan.seed, self.weights.steps)
@@ -104,16 +99,19 @@ class LoraTrainer:
         self.latents = {int(side): latents for side, latents in load_file(path).items()}
 
 
-def run(trainer: LoraTrainer, out: Path, write: Path, name: str, save_every: float = 60) -> None:
-    """Train to the plan's end, with a checkpoint and a LoRA file now and then; the clock decides nothing else."""
+def run(
+    trainer: LoraTrainer, out: Path, write: Path, name: str, stop: int | None = None, save_every: float = 60
+) -> None:
+    """Train to the plan's end, or until so many samples were seen; the clock decides only when to save."""
     checkpoint = out / "checkpoint.safetensors"
     if checkpoint.exists():
         trainer.weights.load(checkpoint)
     began = last = time.monotonic()
     losses: list[float] = []
-    while not trainer.is_done:
+    end = min(trainer.plan.sizes.total, stop or trainer.plan.sizes.total)
+    while trainer.seen < end:
         losses.append(trainer.step())
-        if len(losses) == 25 or trainer.is_done:
+        if len(losses) == 25 or trainer.seen >= end:
             seconds = time.monotonic() - began
             print(_progress(trainer, losses, seconds), flush=True)
             losses, began = [], time.monotonic()
@@ -157,7 +155,9 @@ def metadata_of(name: str, plan: LoraPlan) -> dict[str, str]:
     }
 
 
-def train_lora(name: str, base: Path, out: Path, write: Path, plan: LoraPlan, threads: int = 1) -> None:
+def train_lora(
+    name: str, base: Path, out: Path, write: Path, plan: LoraPlan, threads: int = 1, stop: int | None = None
+) -> None:
     """Train one of SUBJECTS for the model in `base`: checkpoints go to `out`, the file to `write`."""
     torch.set_num_threads(threads)
     tokenizer = CLIPTokenizer.from_pretrained(base / "tokenizer")
@@ -166,4 +166,4 @@ def train_lora(name: str, base: Path, out: Path, write: Path, plan: LoraPlan, th
     count = sum(weight.numel() for weight in trainer.layers.parameters())
     print(f"{name}: rank {plan.rank} on {len(trainer.layers.parts)} layers, {count} weights", flush=True)
     trainer.prepare_lessons(out / "lessons.safetensors", vae)
-    run(trainer, out, write, name)
+    run(trainer, out, write, name, stop)

@@ -91,7 +91,8 @@ def _add_balloon(picture: Floats, x: float, y: float, radius: float, light: floa
     cloth = np.where(is_cream[..., None], CREAM, MAGENTA) * shine
     for side in (-1, 1):
         rope = np.abs(aside - side * radius * (0.2 - (down - 1.35) * 0.15))
-        blend(picture, np.clip(1.6 - rope, 0, 1) * (down >= 1.3) * (down < 1.7), mix(WICKER, CREAM, 0.2))
+        mask = np.asarray(np.clip(1.6 - rope, 0, 1) * (down >= 1.3) * (down < 1.7), np.float32)
+        blend(picture, mask, mix(WICKER, CREAM, 0.2))
     basket = radius * 0.17
     rectangle(picture, x - basket, y + radius * 1.68, x + basket, y + radius * 1.95, WICKER * np.float32(light))
     blend(picture, np.asarray(inside, np.float32), np.asarray(cloth, np.float32))
