@@ -88,7 +88,7 @@ def off_blueprint(picture: Picture) -> float:
 def magenta(picture: Picture) -> float:
     """The share of a picture that is magenta in its upper six tenths, where the sky is."""
     _, red, yellow = np.moveaxis(lab(picture[: picture.shape[0] * 6 // 10]), -1, 0)
-    return float(((red > 45) & (yellow > -35) & (yellow < 12)).mean()) * 0.6
+    return float(((red > 50) & (yellow > -35) & (yellow < 5)).mean()) * 0.6
 
 
 def difference(one: Picture, other: Picture) -> float:
