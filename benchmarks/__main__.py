@@ -27,9 +27,21 @@ NAMES = (
     "cancel",
     "prompt_cache",
     "moderation",
+    "model_switch",
 )
 #: Those that say something on a GPU.
-ON_GPU = ("real", "overhead", "start", "mixed", "busy", "invariance", "loop", "lora_switch", "prompt_cache")
+ON_GPU = (
+    "real",
+    "overhead",
+    "start",
+    "mixed",
+    "busy",
+    "invariance",
+    "loop",
+    "lora_switch",
+    "prompt_cache",
+    "model_switch",
+)
 RESULTS = Path("benchmarks", "results")
 
 

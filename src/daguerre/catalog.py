@@ -251,7 +251,7 @@ def _model(name: str, path: Path | None, entry: Entry, weights: Path) -> Model |
         if entry.prediction is not None:
             raise CatalogError("prediction is for checkpoints in a single file; a folder's scheduler says it")
     else:
-        header = weightfile.read_header(path)
+        header = weightfile.vet_weights(path)
         pipeline, own, side = checkpointfile.pipeline_of(header), "", checkpointfile.native_side(header)
         elements = header.elements
     family = FAMILIES.get(pipeline, _OTHER)

@@ -25,6 +25,9 @@ DTYPES = {
     "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1,
 }  # fmt: skip
 
+#: What weights may be; whole numbers are of quantised ones, which need more than they say of themselves.
+FLOATS = frozenset({"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"})
+
 #: Keys of a configuration by which the libraries would fetch or run code.
 _CODE_KEYS = frozenset({"auto_map", "custom_pipeline", "custom_pipelines", "_attn_implementation_internal", "kernels"})
 #: Libraries of parts; stable_diffusion is where diffusers keeps the safety checker.
@@ -55,6 +58,21 @@ def read_header(path: Path) -> Header:
         return _read_header(path, stat.st_mtime_ns, stat.st_size)
     except OSError as error:
         raise CatalogError(f"{path.name} cannot be read: {error.strerror}") from None
+
+
+def vet_weights(path: Path) -> Header:
+    """The header of a file of a model's weights.
+
+    Raises:
+        CatalogError: it is no whole safetensors file, or its weights are no floating-point numbers.
+    """
+    header = read_header(path)
+    for name, dtype in header.dtypes.items():
+        if name.endswith((".weight", ".bias")) and dtype not in FLOATS:
+            raise CatalogError(
+                f"{path.name} holds {name[:80]!r} as {dtype}; weights are served as floating-point numbers"
+            )
+    return header
 
 
 @functools.lru_cache(maxsize=512)
@@ -183,7 +201,7 @@ def _vet_component(folder: Path, name: str, has_weights: bool) -> int:
     files = sorted(part.glob("*.safetensors"))
     if has_weights and not files:
         raise CatalogError(f"its part {name!r} has no weights in safetensors; other formats are never opened")
-    sizes = {path.name: read_header(path).elements for path in files}
+    sizes = {path.name: vet_weights(path).elements for path in files}
     sets = [*shards, *([file] for file in sizes.keys() - {shard for names in shards for shard in names})]
     return max((sum(sizes[file] for file in names) for names in sets), default=0)
 

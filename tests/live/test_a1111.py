@@ -166,8 +166,8 @@ def test_lists(api: webuiapi.WebUIApi) -> None:
     assert {"realistic", "anime"} <= {style["name"] for style in api.get_prompt_styles()}
     assert api.get_memory()["ram"]["total"] > 0
     assert "Karras" in [scheduler["label"] for scheduler in api.get_schedulers()]
+    assert [lora["name"] for lora in api.get_loras()] == ["balloon", "blueprint"]
     for empty in (
-        api.get_loras,
         api.get_sd_vae,
         api.get_upscalers,
         api.get_latent_upscale_modes,

@@ -77,6 +77,20 @@ def saturation(picture: Picture) -> float:
     return float(np.linalg.norm(lab(picture)[..., 1:], axis=-1).mean())
 
 
+def off_blueprint(picture: Picture) -> float:
+    """How far its pixels are, in the mean and in CIELAB, from the line between dark blue paper and white ink."""
+    paper, ink = lab(np.array([(22, 54, 128), (240, 246, 255)]))
+    pixels, along = lab(picture), ink - paper
+    share = np.clip((pixels - paper) @ along / (along @ along), 0, 1)
+    return float(np.linalg.norm(pixels - paper - share[..., None] * along, axis=-1).mean())
+
+
+def magenta(picture: Picture) -> float:
+    """The share of a picture that is magenta in its upper six tenths, where the sky is."""
+    _, red, yellow = np.moveaxis(lab(picture[: picture.shape[0] * 6 // 10]), -1, 0)
+    return float(((red > 50) & (yellow > -35) & (yellow < 5)).mean()) * 0.6
+
+
 def difference(one: Picture, other: Picture) -> float:
     """The mean absolute difference, in units of 1/255."""
     return float(np.abs(one.astype(int) - other.astype(int)).mean())

@@ -124,6 +124,20 @@ def test_what_a_checkpoint_predicts_is_not_said_of_folders(tmp_path: Path) -> No
         found.model("a")
 
 
+def test_weights_are_floating_point_numbers(tmp_path: Path) -> None:
+    """Whole ones are weights of a quantised model, which would be painted with as if they were not; tables may be."""
+    part = _folder(tmp_path / "folder") / "unet" / "diffusion_pytorch_model.safetensors"
+    part.write_bytes(_file({"w.weight": _tensor(0, 8, dtype="I32")}))
+    checkpoint = {name: _tensor(4 * i, 4 * i + 4, dtype="F32" if i else "U32") for i, name in enumerate(SD15)}
+    (tmp_path / "single.safetensors").write_bytes(_file(checkpoint, 4 * len(SD15)))
+    found = catalog.read(tmp_path, "folder")
+    for name in ("folder", "single"):
+        with pytest.raises(CatalogError, match=r"weights are served as floating-point numbers"):
+            found.model(name)
+    part.write_bytes(_file({"position_ids": _tensor(0, 8, [1], dtype="I64")}))
+    assert found.model("folder").elements == 1
+
+
 PICKLES = ("x.bin", "x.ckpt", "x.pt", "x.pth", "x.pkl", "X.SafeTensors", "x.safetensors.bin", "x.msgpack", "x", "x.zip")
 
 

@@ -1,4 +1,4 @@
-"""Owns the command `python -m daguerre.demo`: train the embedded model, judge it, or draw what it learns from."""
+"""Owns the command `python -m daguerre.demo`: train the embedded model or its LoRAs, judge, or draw lessons."""
 
 import argparse
 import math
@@ -6,9 +6,13 @@ import random
 import sys
 from pathlib import Path
 
+import msgspec
+
 from daguerre.demo.gate import hold, lay_out
+from daguerre.demo.lora_training import LoraPlan, train_lora
 from daguerre.demo.processes import hush, train
 from daguerre.demo.scene import describe_scene, draw_scene, sample_scene
+from daguerre.demo.subjects import SUBJECTS
 from daguerre.demo.training import Plan
 
 
@@ -28,6 +32,16 @@ def _parser() -> argparse.ArgumentParser:
         if kind in (int, float):
             first = getattr(Plan(), name)
             learn.add_argument(f"--{name.replace('_', '-')}", type=kind, help=f"{first}, or as the checkpoint says")
+    lora = commands.add_parser("train-lora", help="train a LoRA, or go on from the checkpoint in --out")
+    lora.add_argument("name", choices=SUBJECTS)
+    lora.add_argument("--out", type=Path, required=True, help="the work folder")
+    lora.add_argument("--base", type=Path, default=Path("weights/demo-xl"))
+    lora.add_argument("--write", type=Path, help="the LoRA's file; OUT/NAME.safetensors")
+    lora.add_argument("--threads", type=int, default=1)
+    lora.add_argument("--stop", type=int, help="after so many samples; the same command without it goes on")
+    for field in msgspec.structs.fields(LoraPlan):
+        if field.type in (int, float):
+            lora.add_argument(f"--{field.name.replace('_', '-')}", type=field.type, default=field.default)
     gate = commands.add_parser("gate", help="judge an exported folder")
     gate.add_argument("weights", type=Path)
     gate.add_argument("--sheet", type=Path, help="where a PNG of what was painted goes")
@@ -37,14 +51,23 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument("--out", type=Path, required=True, help="a PNG")
     show.add_argument("--count", type=int, default=60)
     show.add_argument("--seed", type=int, default=0)
+    show.add_argument("--lora", choices=SUBJECTS, help="what a LoRA learns from")
     return parser
 
 
-def _draw(out: Path, count: int, seed: int) -> None:
+def _draw(out: Path, count: int, seed: int, lora: str | None) -> None:
     """Lay out scenes with a caption each."""
     scenes = [sample_scene(seed * 10**6 + place) for place in range(count)]
+    draw, describe = (SUBJECTS[lora].draw, SUBJECTS[lora].describe) if lora else (draw_scene, describe_scene)
     choice = random.Random(seed)
-    lay_out([draw_scene(scene) for scene in scenes], [describe_scene(scene, choice) for scene in scenes]).save(out)
+    lay_out([draw(scene) for scene in scenes], [describe(scene, choice) for scene in scenes]).save(out)
+
+
+def _train_lora(options: argparse.Namespace) -> None:
+    options.out.mkdir(parents=True, exist_ok=True)
+    plan = LoraPlan(**{name: getattr(options, name) for name in LoraPlan.__struct_fields__ if hasattr(options, name)})
+    write = options.write or options.out / f"{options.name}.safetensors"
+    train_lora(options.name, options.base, options.out, write, plan, options.threads, options.stop)
 
 
 def main() -> None:
@@ -55,11 +78,13 @@ def main() -> None:
         options.out.mkdir(parents=True, exist_ok=True)
         options.out = options.out.resolve()
         train(options)
+    elif options.command == "train-lora":
+        _train_lora(options)
     elif options.command == "gate":
         findings = hold(options.weights, options.seeds, options.steps, options.sheet)
         sys.exit(not findings.is_passed)
     else:
-        _draw(options.out, options.count, options.seed)
+        _draw(options.out, options.count, options.seed, options.lora)
 
 
 if __name__ == "__main__":

@@ -97,8 +97,7 @@ class Trainer:
     def __init__(self, networks: Networks, tokenizer: CLIPTokenizer, plan: Plan, rank: int = 0, world: int = 1) -> None:
         self.networks, self.tokenizer, self.plan, self.rank, self.world = networks.train(), tokenizer, plan, rank, world
         self.weights = FlatWeights(networks, decay=0.01, world=world)
-        betas = torch.linspace(0.00085**0.5, 0.012**0.5, STEPS) ** 2
-        self.alphas = torch.cumprod(1 - betas, 0)
+        self.alphas = signal_shares()
         self.seen = 0
         self.rounds: list[Round] = []
         self.newest_round = -1
@@ -113,31 +112,18 @@ class Trainer:
         return loss
 
     def _loss(self, batch: Batch) -> torch.Tensor:
-        alpha = self.alphas[batch.steps].view(-1, 1, 1, 1)
-        signal, level = alpha.sqrt(), (1 - alpha).sqrt()
-        noisy = signal * batch.clean + level * batch.noise
-        velocity = signal * batch.noise - level * batch.clean
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.plan.bf16):
-            guess = self.networks(noisy, batch.steps, batch.tokens, batch.keep, batch.time_ids)
-        return (guess.float() - velocity).square().mean()
+        return velocity_loss(self.networks, self.alphas, batch, self.plan.bf16)
 
     def _batch(self) -> Batch:
         side, size = self.plan.side(self.seen), self.plan.batch(self.seen)
         key = (self.plan.seed, self.weights.steps, self.rank)
-        generator = torch.Generator().manual_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
         choice = random.Random(repr(key))
         picks = [choice.choice(self.rounds) for _ in range(size)]
         places = [choice.randrange(len(pick.scenes)) for pick in picks]
         texts = [describe_scene(pick.scenes[place], choice) for pick, place in zip(picks, places, strict=True)]
         texts = [text if choice.random() > 0.02 else "" for text in texts]
         clean = torch.stack([pick.latents[side][place] for pick, place in zip(picks, places, strict=True)]).float()
-        noise = torch.randn(clean.shape, generator=generator)
-        noise += OFFSET_NOISE * torch.randn((size, 4, 1, 1), generator=generator)
-        keep = (torch.rand(size, generator=generator) > 0.1).float()
-        tokens = self.tokenizer(texts, padding="max_length", truncation=True, max_length=77, return_tensors="pt")
-        return Batch(
-            clean, noise, _spread_steps(size, generator), tokens.input_ids, keep, _time_ids(size, side, generator)
-        )
+        return noisy_batch(clean, texts, self.tokenizer, generator_of(key))
 
     def prepare_rounds(self, folder: Path, vae: AutoencoderKL) -> None:
         """Have the rounds at hand that the samples seen so far ask for, drawing what is missing."""
@@ -175,6 +161,38 @@ class Trainer:
         """Go on from a checkpoint: its plan and progress replace this trainer's."""
         notes = self.weights.load(path)
         self.plan, self.seen = msgspec.json.decode(notes["plan"], type=Plan), int(notes["seen"])
+
+
+def signal_shares() -> torch.Tensor:
+    """Return the share of the signal's variance at each timestep, [1000], of SDXL's schedule."""
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, STEPS) ** 2
+    return torch.cumprod(1 - betas, 0)
+
+
+def velocity_loss(networks: Networks, alphas: torch.Tensor, batch: Batch, bf16: bool) -> torch.Tensor:
+    """Return the mean square error of the predicted velocities."""
+    alpha = alphas[batch.steps].view(-1, 1, 1, 1)
+    signal, level = alpha.sqrt(), (1 - alpha).sqrt()
+    noisy = signal * batch.clean + level * batch.noise
+    velocity = signal * batch.noise - level * batch.clean
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        guess = networks(noisy, batch.steps, batch.tokens, batch.keep, batch.time_ids)
+    return (guess.float() - velocity).square().mean()
+
+
+def generator_of(key: tuple[int, ...]) -> torch.Generator:
+    """Return a generator that follows from a key."""
+    return torch.Generator().manual_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
+
+
+def noisy_batch(clean: torch.Tensor, texts: list[str], tokenizer: CLIPTokenizer, generator: torch.Generator) -> Batch:
+    """Give latents [B,4,h,w] their noise, timesteps and tokens; a tenth lose their text."""
+    size, side = len(clean), 8 * clean.shape[-1]
+    noise = torch.randn(clean.shape, generator=generator)
+    noise += OFFSET_NOISE * torch.randn((size, 4, 1, 1), generator=generator)
+    keep = (torch.rand(size, generator=generator) > 0.1).float()
+    tokens = tokenizer(texts, padding="max_length", truncation=True, max_length=77, return_tensors="pt")
+    return Batch(clean, noise, _spread_steps(size, generator), tokens.input_ids, keep, _time_ids(size, side, generator))
 
 
 def _spread_steps(size: int, generator: torch.Generator) -> torch.Tensor:

@@ -1,6 +1,7 @@
 """Owns reading a model's files into host memory: vetted first, then given to diffusers with nothing left to fetch."""
 
 import importlib
+import re
 import threading
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,10 @@ from daguerre.errors import CatalogError
 BUILDING = threading.Lock()
 #: T5 and its tokenizer, without which Stable Diffusion 3 paints, too.
 _SPARE = ("text_encoder_3", "tokenizer_3")
+#: Of weights as they are computed with.
+DTYPES = frozenset({torch.float64, torch.float32, torch.float16, torch.bfloat16})
+
+_SHAPES = re.compile(r"(\S+) expected shape torch\.Size\(\[(.*?)\]\), but got torch\.Size\(\[(.*?)\]\)")
 
 
 def read_pipe(model: Model, dtype: torch.dtype) -> Any:
@@ -32,11 +37,32 @@ def read_pipe(model: Model, dtype: torch.dtype) -> Any:
     if not (isinstance(kind, type) and issubclass(kind, diffusers.DiffusionPipeline)):
         raise CatalogError(f"this diffusers knows no pipeline {model.pipeline!r}")
     given = {} if model.vae is None else {"vae": _vae(model.vae, dtype)}
-    pipe = _from_folder(model, dtype, given) if model.path.is_dir() else _from_file(model, kind, dtype, given)
+    try:
+        pipe = _from_folder(model, dtype, given) if model.path.is_dir() else _from_file(model, kind, dtype, given)
+    except ValueError as error:
+        misfit = _as_misfit(error)
+        if misfit is None:
+            raise
+        raise misfit from error
     for name, part in pipe.components.items():
-        if isinstance(part, torch.nn.Module) and any(tensor.is_meta for tensor in part.state_dict().values()):
-            raise CatalogError(f"weights of its part {name!r} are missing")
+        if isinstance(part, torch.nn.Module):
+            _hold_whole(name, part)
     return pipe
+
+
+def _as_misfit(error: ValueError) -> CatalogError | None:
+    """What diffusers says of a tensor of another shape than its configuration's, without its advice."""
+    found = _SHAPES.search(str(error))
+    return found and CatalogError(f"its tensor {found[1]!r} is [{found[3]}], where its configuration says [{found[2]}]")
+
+
+def _hold_whole(name: str, part: torch.nn.Module) -> None:
+    """Every weight is there, and a number: where one is none, aminmax says so in one pass over the memory."""
+    for path, tensor in part.state_dict().items():
+        if tensor.is_meta:
+            raise CatalogError(f"weights of its part {name!r} are missing")
+        if tensor.dtype in DTYPES and tensor.numel() and not all(end.isfinite() for end in tensor.aminmax()):
+            raise CatalogError(f"{path[:80]!r} of its part {name!r} holds numbers that are not finite")
 
 
 def _from_folder(model: Model, dtype: torch.dtype, given: dict[str, Any]) -> Any:
@@ -78,11 +104,13 @@ def _variant(folder: Path) -> str | None:
 
 
 def _from_file(model: Model, kind: Any, dtype: torch.dtype, given: dict[str, Any]) -> Any:
-    weightfile.read_header(model.path)
+    weightfile.vet_weights(model.path)
     try:
         with checkpoints.described(model.path, model.pipeline, dtype, model.prediction) as config:
             pipe = kind.from_single_file(str(model.path), dtype=dtype, local_files_only=True, **config, **given)
-    except (KeyError, StopIteration) as error:
+    except (KeyError, StopIteration, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not _is_of_missing_tensors(error):
+            raise
         raise CatalogError("it is no whole checkpoint: tensors are missing") from error
     for part in pipe.components.values():
         if isinstance(part, transformers.PreTrainedModel):
@@ -90,6 +118,11 @@ def _from_file(model: Model, kind: Any, dtype: torch.dtype, given: dict[str, Any
             part.eval()
             part.tie_weights()
     return pipe
+
+
+def _is_of_missing_tensors(error: RuntimeError) -> bool:
+    """Where a tensor was looked for among the file's, or is to leave the meta device without ever having come."""
+    return isinstance(error, NotImplementedError) or isinstance(error.__cause__, StopIteration)
 
 
 def _vae(folder: Path, dtype: torch.dtype) -> Any:
