@@ -24,7 +24,7 @@ from daguerre.jobs.retries import Retries
 from daguerre.jobs.service import JobService, Limits, Timeouts
 from daguerre.loras import Loras
 from daguerre.settings import Settings
-from daguerre.store.db import Database
+from daguerre.store.db import DATABASE_FILE, Database
 from daguerre.store.files import Files
 from daguerre.store.jobs import JobRows
 
@@ -93,7 +93,7 @@ class Daguerre(Starlette):
             settings.data / "curves",
             Budgets(settings.device_memory, settings.host_memory, settings.pinned_models),
         )
-        database = Database(settings.data / "daguerre.db")
+        database = Database(settings.data / DATABASE_FILE)
         service = JobService(
             self._catalog,
             self._loras,

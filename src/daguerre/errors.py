@@ -6,6 +6,8 @@
     ├── SettingsError              a setting is unknown, or has a value that cannot be
     ├── CatalogError               a folder or an entry of the catalogue cannot be used
     ├── PullFailed                 a model could not be fetched from the Hub
+    ├── BackupFailed               a backup could not be made, or not put back
+    ├── DataInUse                  another process has the data folder
     ├── BadRequest                 what the client sent cannot be served
     │   ├── MalformedBody          not JSON, not UTF-8, nested too deep
     │   ├── InvalidRecipe          fields of a recipe are wrong; each is named
@@ -80,6 +82,18 @@ class PullFailed(DaguerreError):
     """The model could not be fetched from the Hub."""
 
     code = "pull_failed"
+
+
+class BackupFailed(DaguerreError):
+    """The backup could not be made, or not put back."""
+
+    code = "backup_failed"
+
+
+class DataInUse(DaguerreError):
+    """Another Daguerre has this data folder."""
+
+    code = "data_in_use"
 
 
 class BadRequest(DaguerreError):

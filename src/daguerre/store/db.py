@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
@@ -22,6 +23,8 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 Change = Callable[[sqlite3.Connection], T]
 
+#: What it is called, in the data folder.
+DATABASE_FILE = "daguerre.db"
 #: Writes that share a commit at most.
 MOST = 256
 
@@ -121,16 +124,26 @@ class Database:
         return found
 
 
+def check_version(connection: sqlite3.Connection, name: str) -> int:
+    """The version of the database's schema; 0 is an empty file.
+
+    Raises:
+        StorageFailed: this Daguerre does not know it.
+    """
+    version: int = connection.execute("PRAGMA user_version").fetchone()[0]
+    if version > len(_steps()):
+        raise StorageFailed(f"{name} was written by a newer Daguerre")
+    return version
+
+
+def _steps() -> list[Traversable]:
+    files = resources.files("daguerre.store").joinpath("migrations").iterdir()
+    return sorted((file for file in files if file.name.endswith(".sql")), key=lambda file: file.name)
+
+
 def _migrate(connection: sqlite3.Connection, path: Path) -> None:
     """Brings the file up to date, step by step, each in a transaction; a copy of what was there is made first."""
-    (version,) = connection.execute("PRAGMA user_version").fetchone()
-    steps = sorted(
-        file
-        for file in resources.files("daguerre.store").joinpath("migrations").iterdir()
-        if file.name.endswith(".sql")
-    )  # type: ignore[type-var]
-    if version > len(steps):
-        raise StorageFailed(f"{path.name} was written by a newer Daguerre")
+    version, steps = check_version(connection, path.name), _steps()
     if 0 < version < len(steps):
         with sqlite3.connect(path.with_suffix(f".before-{len(steps)}.db")) as copy:
             connection.backup(copy)
