@@ -27,7 +27,8 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --system --uid 10001 --user-group --no-create-home --home-dir /var/lib/daguerre daguerre \
     && install --directory --owner daguerre --group daguerre /var/lib/daguerre \
-       /var/lib/daguerre/data /var/lib/daguerre/outputs /var/lib/daguerre/weights /var/lib/daguerre/cache
+       /var/lib/daguerre/data /var/lib/daguerre/outputs /var/lib/daguerre/logs \
+       /var/lib/daguerre/weights /var/lib/daguerre/cache
 COPY --from=build /opt/daguerre /opt/daguerre
 # A new volume begins with what lies here: the embedded model and the catalogue.
 COPY --chown=daguerre:daguerre weights /var/lib/daguerre/weights
@@ -45,7 +46,8 @@ ENV PATH=/opt/daguerre/bin:$PATH \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
 WORKDIR /var/lib/daguerre
 USER 10001:10001
-VOLUME ["/var/lib/daguerre/data", "/var/lib/daguerre/outputs", "/var/lib/daguerre/weights", "/var/lib/daguerre/cache"]
+VOLUME ["/var/lib/daguerre/data", "/var/lib/daguerre/outputs", "/var/lib/daguerre/logs", \
+    "/var/lib/daguerre/weights", "/var/lib/daguerre/cache"]
 EXPOSE 8000
 # Alive, not ready: a server that loads a large model is not to be restarted for it.
 HEALTHCHECK --interval=15s --timeout=5s --start-period=30s \

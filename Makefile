@@ -18,7 +18,7 @@ serve: .venv/ready ## start the server on http://127.0.0.1:8000 with the embedde
 dev: .venv/ready ## the same, started again at each change of the sources
 	@exec .venv/bin/daguerre serve --reload $(ARGS)
 
-up: secrets/daguerre.toml secrets/grafana_password ## build and start the container (ARGS="--profile monitoring" adds Prometheus and Grafana)
+up: secrets/daguerre.toml secrets/grafana_password secrets/metrics_key ## build and start the container (ARGS="--profile monitoring" adds Prometheus and Grafana)
 	docker compose $(ARGS) up --detach --build
 
 down: ## stop the container; what it keeps stays in its volumes
@@ -33,6 +33,10 @@ secrets/grafana_password:
 	@install -d -m 700 secrets
 	@head -c 24 /dev/urandom | base64 > $@
 
+secrets/metrics_key:
+	@install -d -m 700 secrets
+	@touch $@
+
 gpu: .venv/ready ## what cards are here, and whether torch can use them
 	@nvidia-smi --query-gpu=name,memory.total,driver_version,compute_cap --format=csv || echo "no nvidia-smi here"
 	@.venv/bin/daguerre doctor
@@ -43,7 +47,11 @@ test: .venv/ready ## every test that needs neither GPU nor network (at most 15 m
 test-long: .venv/ready ## the heavier suites too
 	$(python) -m pytest -m "not gpu" --timeout 3600 $(ARGS)
 
-test-gpu: .venv/ready ## the tests that need an accelerator
+test-secrets/metrics_key:
+	@install -d -m 700 secrets
+	@touch $@
+
+gpu: .venv/ready ## the tests that need an accelerator
 	$(python) -m pytest -m gpu $(ARGS)
 
 lint: .venv/ready ## ruff, mypy --strict, the import law, spelling
@@ -60,7 +68,11 @@ format: .venv/ready ## mend what ruff can mend
 bench: .venv/ready ## run the benchmarks that need no GPU; results go to benchmarks/results/
 	$(python) -m benchmarks $(ARGS)
 
-bench-gpu: .venv/ready ## the benchmarks of real model sizes, on a GPU
+bench-secrets/metrics_key:
+	@install -d -m 700 secrets
+	@touch $@
+
+gpu: .venv/ready ## the benchmarks of real model sizes, on a GPU
 	$(python) -m benchmarks --gpu $(ARGS)
 
 clean: ## remove .venv, caches and pictures

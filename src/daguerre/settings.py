@@ -14,8 +14,6 @@ from daguerre.errors import SettingsError
 
 PREFIX = "DAGUERRE_"
 CONFIG_FILE = Path("daguerre.toml")
-#: Variables by which other services know these settings; those with our own prefix go over them.
-KNOWN_ELSEWHERE = {"MODEL_CACHE_DIR": "weights", "DEFAULT_MODEL_ID": "default_model"}
 
 Seconds = Annotated[float, Meta(gt=0)]
 
@@ -136,9 +134,13 @@ def _file_layers(config: Path | None, environ: Mapping[str, str]) -> list[tuple[
         raise SettingsError(f"{path}: not TOML: {error}") from None
 
 
+#: Variables that containers commonly set, by the setting that each means; one with our own prefix wins.
+COMMON = {"MODEL_CACHE_DIR": "weights", "DEFAULT_MODEL_ID": "default_model"}
+
+
 def _from_environ(environ: Mapping[str, str]) -> dict[str, Any]:
-    """The DAGUERRE_* variables by key; lists are joined by commas. Beside them those that other services know."""
-    found: dict[str, Any] = {key: environ[name] for name, key in KNOWN_ELSEWHERE.items() if environ.get(name)}
+    """The DAGUERRE_* variables by key; lists are joined by commas."""
+    found: dict[str, Any] = {key: environ[name] for name, key in COMMON.items() if environ.get(name)}
     for name, value in environ.items():
         if name.startswith(PREFIX) and name != PREFIX + "CONFIG":
             found[name.removeprefix(PREFIX).lower()] = value

@@ -83,7 +83,7 @@ def _parse(text: str) -> Any:
 
 
 def _validate(parsed: Any) -> None:
-    for validate in (parsed.validate, parsed.validate_volumes, parsed.validate_secrets, parsed.validate_configs):
+    for validate in (parsed.validate, parsed.validate_volumes, parsed.validate_secrets):
         validate()
 
 
@@ -92,7 +92,6 @@ def _validate(parsed: Any) -> None:
     [
         ("restart: unless-stopped", "restart: sometimes"),
         ("      - daguerre_config\n", "      - another\n"),
-        ("source: grafana_boards", "source: boards"),
         ("read_only: true", "read_onyl: true"),
         ("127.0.0.1:3000:3000", "127.0.0.1:3000:thousands"),
     ],
@@ -129,14 +128,14 @@ def test_compose_serves() -> None:
     assert service["shm_size"]
     assert service["tmpfs"] == ["/tmp"]  # noqa: S108
     places = [volume.split(":")[1] for volume in service["volumes"]]
-    assert places == [f"{STATE}/{name}" for name in ("data", "outputs", "weights", "cache")]
+    assert places == [f"{STATE}/{name}" for name in ("data", "outputs", "logs", "weights", "cache")]
 
 
 def test_compose_keeps_secrets_in_files_of_their_own() -> None:
     """They come from a folder that git does not know; make up makes it."""
     read = recipes.compose()
     paths = {secret["file"] for secret in read["secrets"].values()}
-    assert paths == {"./secrets/daguerre.toml", "./secrets/grafana_password"}
+    assert paths == {"./secrets/daguerre.toml", "./secrets/grafana_password", "./secrets/metrics_key"}
     assert "/secrets/" in (ROOT / ".gitignore").read_text().splitlines()
     makefile = (ROOT / "Makefile").read_text()
     assert all(f"{path.removeprefix('./')}:" in makefile for path in paths)

@@ -6,10 +6,11 @@ import pytest
 import recipes
 
 from daguerre import settings as configuration
-from daguerre.settings import KNOWN_ELSEWHERE, PREFIX, Settings
+from daguerre.settings import COMMON, PREFIX, Settings
 
 #: Variables that the libraries under us read themselves, or that belong to the container's own machinery.
 OTHERS = {"HF_HOME", "TORCH_HOME", "TRITON_CACHE_DIR", "PATH", "PYTHONPATH", "PYTHONUNBUFFERED"}
+LOGGING = {"LOG_LEVEL", "LOG_DIR"}
 NVIDIAS = {"NVIDIA_VISIBLE_DEVICES", "NVIDIA_DRIVER_CAPABILITIES"}
 
 
@@ -52,7 +53,7 @@ def test_every_variable_is_read_by_somebody(environment: dict[str, str], tmp_pat
             "config",
             *Settings.__struct_fields__,
         }
-        assert is_ours or name in KNOWN_ELSEWHERE or name in OTHERS | NVIDIAS, name
+        assert is_ours or name in COMMON or name in OTHERS | NVIDIAS | LOGGING, name
     (tmp_path / "daguerre.toml").write_text((recipes.ROOT / "deploy" / "daguerre.toml").read_text())
     # Which ways to authenticate there are is the gate's to know and to test.
     values = {name: value for name, value in environment.items() if name != "DAGUERRE_AUTH"}
