@@ -47,11 +47,7 @@ test: .venv/ready ## every test that needs neither GPU nor network (at most 15 m
 test-long: .venv/ready ## the heavier suites too
 	$(python) -m pytest -m "not gpu" --timeout 3600 $(ARGS)
 
-test-secrets/metrics_key:
-	@install -d -m 700 secrets
-	@touch $@
-
-gpu: .venv/ready ## the tests that need an accelerator
+test-gpu: .venv/ready ## the tests that need an accelerator
 	$(python) -m pytest -m gpu $(ARGS)
 
 lint: .venv/ready ## ruff, mypy --strict, the import law, spelling
@@ -68,11 +64,7 @@ format: .venv/ready ## mend what ruff can mend
 bench: .venv/ready ## run the benchmarks that need no GPU; results go to benchmarks/results/
 	$(python) -m benchmarks $(ARGS)
 
-bench-secrets/metrics_key:
-	@install -d -m 700 secrets
-	@touch $@
-
-gpu: .venv/ready ## the benchmarks of real model sizes, on a GPU
+bench-gpu: .venv/ready ## the benchmarks of real model sizes, on a GPU
 	$(python) -m benchmarks --gpu $(ARGS)
 
 clean: ## remove .venv, caches and pictures

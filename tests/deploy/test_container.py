@@ -174,7 +174,21 @@ def test_profiles() -> None:
     }
 
 
-@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+needs_make = pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+
+
+@needs_make
+def test_the_verbs() -> None:
+    """make has no complaint about its file, and lists every verb once."""
+    done = subprocess.run(["make", "--warn-undefined-variables", "help"], cwd=ROOT, capture_output=True, text=True)
+    assert done.stderr == ""
+    verbs = [line.split()[1] for line in done.stdout.splitlines()]
+    assert len(verbs) == len(set(verbs))
+    phony = next(line for line in (ROOT / "Makefile").read_text().splitlines() if line.startswith(".PHONY:"))
+    assert verbs == phony.split()[1:]
+
+
+@needs_make
 def test_make_up_makes_the_secrets(tmp_path: Path) -> None:
     """Readable where they are mounted, in a folder that is nobody else's; a file that is there is left alone."""
     for name in ("Makefile", "deploy/daguerre.toml"):
