@@ -5,6 +5,7 @@ import contextlib
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 
+from msgspec import structs
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -36,11 +37,11 @@ class Daguerre(Starlette):
     """The application; ``drain`` is for the server that runs it, ``on_fault`` for who can start a new process."""
 
     def __init__(self, settings: Settings, on_fault: Callable[[str], None] = lambda _: None) -> None:
-        self._settings = settings
         self._on_fault = on_fault
         # Before anything listens: a start that cannot succeed is to end with its reason.
         self._catalog = catalogs.read(settings.weights, settings.default_model)
-        self._catalog.model()
+        # Named by an alias, it is told by its own name.
+        self._settings = structs.replace(settings, default_model=self._catalog.model().name)
         self._loras = Loras(settings.weights)
         self._service: JobService | None = None
         super().__init__(

@@ -1,6 +1,10 @@
 """Backups: taken while somebody writes, put back whole or not at all, and never over what is there without a word."""
 
+import errno
+import os
 import sqlite3
+import subprocess
+import sys
 import tarfile
 import threading
 from collections.abc import Iterator
@@ -194,6 +198,43 @@ def test_nothing_is_in_place_before_all_is_checked(name: str, old: Settings, kep
     after.pop(f"data/{lock.LOCK_FILE}")
     assert after == before
     assert not list(tmp_path.rglob(STAGING))
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_a_disk_that_fails_halfway(number: int, old: Settings, kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At whichever file: the database is the last to take its place, so a server would start as before."""
+    database = Database(old.data / DATABASE_FILE)
+    _add(database, "third")
+    database.close()
+    left = iter(range(number + 1, 0, -1))
+    replace = Path.replace
+
+    def failing(self: Path, target: Path) -> Path:
+        if next(left, 1) == 1:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", failing)
+    with pytest.raises(BackupFailed, match="Input/output error"):
+        backup.restore(old, kept, force=True)
+    monkeypatch.undo()
+    assert _jobs(old) == ["first", "second", "third"]
+    backup.restore(old, kept, force=True)
+    assert _jobs(old) == ["first", "second"]
+
+
+@pytest.mark.parametrize("limit", [20_000, 60_000])
+def test_a_full_disk(limit: int, old: Settings, tmp_path: Path) -> None:
+    """While the database is copied, or while the archive is written: nothing is left of either."""
+    (old.outputs / "large.png").write_bytes(b"x" * 50_000)
+    (tmp_path / "to").mkdir()
+    command = [sys.executable, "-m", "daguerre", "backup", str(tmp_path / "to" / "kept.tar")]
+    folders = [f"--{name}={getattr(old, name)}" for name in ("data", "outputs", "weights")]
+    script = f'ulimit -f {limit // 512}; exec "$@"'  # blocks of 512 bytes
+    done = subprocess.run(["sh", "-c", script, "sh", *command, *folders], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr.startswith("daguerre: the backup could not be written: ")
+    assert list((tmp_path / "to").iterdir()) == []
 
 
 def test_a_restore_that_was_killed(kept: Path, tmp_path: Path) -> None:
