@@ -25,7 +25,8 @@ FROM python:${PYTHON}
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends gcc libc6-dev \
     && rm -rf /var/lib/apt/lists/* \
-    && useradd --system --uid 10001 --user-group --no-create-home --home-dir /var/lib/daguerre daguerre \
+    && groupadd --gid 10001 daguerre \
+    && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /var/lib/daguerre --shell /usr/sbin/nologin daguerre \
     && install --directory --owner daguerre --group daguerre /var/lib/daguerre \
        /var/lib/daguerre/data /var/lib/daguerre/outputs /var/lib/daguerre/logs \
        /var/lib/daguerre/weights /var/lib/daguerre/cache

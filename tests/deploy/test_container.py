@@ -52,6 +52,9 @@ def test_the_image_is_not_run_by_root_and_writes_to_volumes_only() -> None:
     """Its settings lie in its volumes; they belong to its user."""
     stage = dict(recipes.last_stage())
     assert stage["USER"] == "10001:10001"
+    users = next(rest for instruction, rest in recipes.last_stage() if "useradd" in rest)
+    assert "groupadd --gid 10001 daguerre" in users
+    assert "useradd --uid 10001 --gid 10001 " in users
     volumes = json.loads(stage["VOLUME"])
     environment = recipes.image_environment()
     for name in ("DAGUERRE_DATA", "DAGUERRE_OUTPUTS", "MODEL_CACHE_DIR"):
