@@ -1,6 +1,6 @@
 # Daguerre's verbs. `make help` lists them; each sets up .venv by itself, once.
 .DEFAULT_GOAL := help
-.PHONY: help setup serve dev test test-long test-gpu lint format bench bench-gpu clean
+.PHONY: help setup serve dev up down gpu test test-long test-gpu lint format bench bench-gpu clean
 
 python := .venv/bin/python
 
@@ -17,6 +17,29 @@ serve: .venv/ready ## start the server on http://127.0.0.1:8000 with the embedde
 
 dev: .venv/ready ## the same, started again at each change of the sources
 	@exec .venv/bin/daguerre serve --reload $(ARGS)
+
+up: secrets/daguerre.toml secrets/grafana_password secrets/metrics_key ## build and start the container (ARGS="--profile monitoring" adds Prometheus and Grafana)
+	docker compose $(ARGS) up --detach --build
+
+down: ## stop the container; what it keeps stays in its volumes
+	docker compose --profile "*" down
+
+secrets/daguerre.toml: deploy/daguerre.toml
+	@install -d -m 700 secrets
+	@[ -e $@ ] || install -m 644 $< $@  # readable in the container; here the folder keeps others out
+	@touch $@
+
+secrets/grafana_password:
+	@install -d -m 700 secrets
+	@head -c 24 /dev/urandom | base64 > $@
+
+secrets/metrics_key:
+	@install -d -m 700 secrets
+	@touch $@
+
+gpu: .venv/ready ## what cards are here, and whether torch can use them
+	@nvidia-smi --query-gpu=name,memory.total,driver_version,compute_cap --format=csv || echo "no nvidia-smi here"
+	@.venv/bin/daguerre doctor
 
 test: .venv/ready ## every test that needs neither GPU nor network (at most 15 minutes on 2 cores)
 	$(python) -m pytest -m "not long and not gpu" $(ARGS)

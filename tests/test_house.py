@@ -29,7 +29,7 @@ def test_every_error_that_a_client_can_meet_has_a_status_and_a_line_in_the_docs(
     """A new leaf of the error tree cannot be forgotten at the wire."""
     documented = (ROOT / "docs" / "api.md").read_text()
     for leaf in _leaves(errors.DaguerreError):
-        if leaf is errors.SettingsError:  # stops the start; no client is there yet
+        if leaf in (errors.SettingsError, errors.BackupFailed, errors.DataInUse):  # told on the terminal
             continue
         assert leaf in STATUSES, leaf
         assert f"`{leaf.code}`" in documented, leaf
@@ -77,6 +77,28 @@ def test_every_metric_is_documented_and_every_documented_one_is_there() -> None:
         sampled = {label for sample in family.samples for label in sample.labels} - {"le"}
         exported[name] = (family.type, labels.get(family.name, sampled))
     assert documented == exported
+
+
+def test_every_error_has_its_row() -> None:
+    """docs/errors.md tells of each code, with the status that it is answered with."""
+    rows = dict(re.findall(r"^\| `(\w+)` \| (\d+) \|", (ROOT / "docs" / "errors.md").read_text(), re.MULTILINE))
+    for leaf in _leaves(errors.DaguerreError):
+        assert leaf.code in rows, leaf
+        if leaf in STATUSES and leaf is not errors.NoPicture:  # which has the code of what ended the job
+            assert int(rows[leaf.code]) == STATUSES[leaf][0], leaf
+
+
+def test_the_page_of_commands_is_up_to_date() -> None:
+    """docs/cli.md is what ``python tools/cli_reference.py`` writes now."""
+    code = "import sys; sys.path.insert(0, 'tools'); import cli_reference; sys.stdout.write(cli_reference.page())"
+    page = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert (ROOT / "docs" / "cli.md").read_text() == page
+
+
+def test_the_tests_that_security_md_names_are_there() -> None:
+    """A defence without its test is none."""
+    for name in re.findall(r"`(tests/[\w/.]+)`", (ROOT / "SECURITY.md").read_text()):
+        assert (ROOT / name).exists(), name
 
 
 def test_every_file_has_its_sentence() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
+from msgspec import structs
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -40,7 +41,7 @@ from daguerre.loras import Loras
 from daguerre.moderation import Moderation
 from daguerre.references import References
 from daguerre.settings import Settings
-from daguerre.store.db import Database
+from daguerre.store.db import DATABASE_FILE, Database
 from daguerre.store.deliveries import DeliveryRows
 from daguerre.store.files import Files
 from daguerre.store.jobs import JobRows
@@ -65,7 +66,6 @@ class Daguerre(Starlette):
     def __init__(
         self, settings: Settings, on_fault: Callable[[str], None] = lambda _: None, logs: Logs | None = None
     ) -> None:
-        self._settings = settings
         self._on_fault = on_fault
         self._logs = logs or Logs()
         self._counters = Counters()
@@ -74,7 +74,8 @@ class Daguerre(Starlette):
         authenticator.check(settings)
         trusted = networks(settings.trusted_proxies)
         self._catalog = catalogs.read(settings.weights, settings.default_model)
-        self._catalog.model()
+        # Named by an alias, it is told by its own name.
+        self._settings = structs.replace(settings, default_model=self._catalog.model().name)
         self._loras = Loras(settings.weights)
         self._sources = Sources(References(settings.weights), Embeddings(settings.weights))
         self._traces = traces_sent_to(settings.traces_endpoint) if settings.traces_endpoint else None
@@ -139,7 +140,7 @@ class Daguerre(Starlette):
             Budgets(settings.device_memory, settings.host_memory, settings.pinned_models, settings.offload),
             self._counters,
         )
-        database = Database(settings.data / "daguerre.db")
+        database = Database(settings.data / DATABASE_FILE)
         fetcher = self._fetcher
         webhooks = None if fetcher is None else _webhooks(settings, DeliveryRows(database), fetcher)
         service = JobService(

@@ -195,7 +195,9 @@ class Catalog:
         self._vaes = self._tables.of("vaes", Vae)
         self.styles: Mapping[str, Style] = self._tables.of("styles", Style)
         self._models = dict(self._made(models))
-        self._aliases = {alias: name for name, entry in models.items() for alias in entry.aliases}
+        # Other services know models by their repositories; of several in one, the name that sorts first is meant.
+        self._aliases = {entry.repo: name for name, entry in sorted(models.items(), reverse=True) if entry.repo}
+        self._aliases |= {alias: name for name, entry in models.items() for alias in entry.aliases}
         self._stamp = _stamp(self._weights, self._broken)
 
     def _made(self, models: Mapping[str, Entry]) -> Iterator[tuple[str, Model]]:

@@ -1,4 +1,4 @@
-"""Owns the command: serve, generate, models, pull, keys, doctor, config."""
+"""Owns the command: serve, generate, models, loras, pull, keys, doctor, backup, restore, config."""
 
 import base64
 import faulthandler
@@ -33,6 +33,7 @@ ModelName = Annotated[str | None, typer.Option("--model", help="A model of the c
 Device = Annotated[str | None, typer.Option(help="auto, cuda, cuda:N, mps or cpu.")]
 Weights = Annotated[Path | None, typer.Option(help="The folder of models.")]
 Outputs = Annotated[Path | None, typer.Option(help="The folder for pictures.")]
+Data = Annotated[Path | None, typer.Option(help="The folder of what the server keeps for itself.")]
 
 
 def main() -> None:
@@ -85,12 +86,14 @@ def serve(
 def _serve(settings: Settings, sockets: list[Any] | None = None) -> None:
     from daguerre.app import Daguerre
     from daguerre.http.server import make_server
+    from daguerre.store import lock
     from daguerre.telemetry import logs
 
     log = logs.start(settings)
     # A thread that computes in Python gives the event loop its turn within a millisecond instead of five.
     sys.setswitchinterval(0.001)
-    make_server(Daguerre(settings, functools.partial(_leave, log), log), settings).run(sockets)
+    with lock.held(settings.data):
+        make_server(Daguerre(settings, functools.partial(_leave, log), log), settings).run(sockets)
     # Jobs, files and sockets have been ended in order. A device call that hangs could still hold the interpreter.
     log.close()
     os._exit(0)
@@ -289,6 +292,40 @@ def doctor(config: Config = None) -> None:
     for finding in findings:
         print(finding)
     raise SystemExit(FAILED if any(finding.is_bad for finding in findings) else 0)
+
+
+@app.command()
+def backup(
+    file: Annotated[Path, typer.Argument(help="The archive to write; it must not be there yet.")],
+    include_weights: Annotated[bool, typer.Option(help="Models and LoRAs too, which may be many gigabytes.")] = False,
+    data: Data = None,
+    weights: Weights = None,
+    outputs: Outputs = None,
+    config: Config = None,
+) -> None:
+    """Keep jobs, keys, pictures and the catalogue in one file; a server may be running."""
+    from daguerre.backup import backup as keep
+
+    settings, _ = configuration.load(_flags(data=data, weights=weights, outputs=outputs), config=config)
+    manifest = keep(settings, file, with_weights=include_weights)
+    print(f"{file}: {manifest}")
+
+
+@app.command()
+def restore(
+    file: Annotated[Path, typer.Argument(help="An archive that backup has written.")],
+    force: Annotated[bool, typer.Option(help="Replace what is there.")] = False,
+    data: Data = None,
+    weights: Weights = None,
+    outputs: Outputs = None,
+    config: Config = None,
+) -> None:
+    """Put the files of a backup in their places, each checked before; no server may be running."""
+    from daguerre.backup import restore as put_back
+
+    settings, _ = configuration.load(_flags(data=data, weights=weights, outputs=outputs), config=config)
+    manifest = put_back(settings, file, force=force)
+    print(f"{manifest}, from {manifest.created_at}")
 
 
 @app.command("config")

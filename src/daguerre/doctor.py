@@ -3,15 +3,21 @@
 import importlib.metadata
 import os
 import platform
+import re
 import shutil
+import sqlite3
+import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
+import numpy as np
 
 from daguerre import catalog
 from daguerre.embeddings import Embeddings
 from daguerre.errors import DaguerreError
+from daguerre.imaging import encode_png
 from daguerre.references import References
 from daguerre.settings import Settings
 from daguerre.version import __version__
@@ -19,6 +25,11 @@ from daguerre.version import __version__
 LIBRARIES = ("torch", "diffusers", "transformers", "compel", "starlette", "uvicorn", "pillow")
 LOW_DISK = 2 * 1024**3
 LOW_MEMORY = 4 * 1024**3
+SLOW_ENCODING = 0.25  # seconds
+#: The oldest NVIDIA driver that programs built for a CUDA of this first number run with.
+LEAST_DRIVERS = {11: 450, 12: 525, 13: 580}
+#: File systems on which processes of two machines would not see each other's locks.
+REMOTE = frozenset({"nfs", "nfs4", "cifs", "smb3", "fuse.sshfs"})
 
 
 class Finding(msgspec.Struct, frozen=True):
@@ -36,53 +47,112 @@ class Finding(msgspec.Struct, frozen=True):
 
 def examine(settings: Settings) -> list[Finding]:
     """Looks at everything that a start would need, without starting."""
-    return [*_versions(), *_device(settings), *_memory(), *_folders(settings), *_models(settings), *_exposure(settings)]
+    return [
+        *_versions(),
+        *_device(settings),
+        *_memory(),
+        *_encoding(),
+        *_folders(settings),
+        *_models(settings),
+        *_exposure(settings),
+    ]
 
 
 def _versions() -> Iterator[Finding]:
     yield Finding("daguerre", f"{__version__} on Python {platform.python_version()}, {platform.machine()}")
     found = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in LIBRARIES)
-    yield Finding("libraries", found)
+    yield Finding("libraries", f"{found}, sqlite {sqlite3.sqlite_version}")
 
 
 def _device(settings: Settings) -> Iterator[Finding]:
-    from daguerre.engine.pipelines import choose_device, choose_dtype, describe_device
+    from daguerre.engine.pipelines import choose_device, choose_dtype, cuda_build, describe_device
 
     try:
         device = choose_device(settings.device)
         dtype = str(choose_dtype(settings.dtype, device)).removeprefix("torch.")
-        yield Finding("device", f"{describe_device(device)}, {dtype}", _remedy_for(device.type))
+        remedy = why_no_gpu(_driver(), cuda_build()) if device.type == "cpu" else ""
+        yield Finding("device", f"{describe_device(device)}, {dtype}", remedy)
     except (RuntimeError, AssertionError):
-        yield Finding(
-            "device", f"{settings.device} cannot be used here", "set device to auto, or mend its driver", True
-        )
+        yield Finding("device", f"{settings.device} cannot be used here", why_no_gpu(_driver(), cuda_build()), True)
 
 
-def _remedy_for(device: str) -> str:
-    if device != "cpu":
-        return ""
-    has_driver = Path("/proc/driver/nvidia/version").exists()
-    if has_driver:
+def _driver() -> int | None:
+    """The first number of the NVIDIA driver's version, if there is one."""
+    try:
+        found = re.search(r"\s(\d{3,})\.\d+", Path("/proc/driver/nvidia/version").read_text())
+    except OSError:
+        return None
+    return int(found[1]) if found else None
+
+
+def why_no_gpu(driver: int | None, cuda: str | None) -> str:
+    """What stands between torch and a card: of the driver's version, and of the CUDA that torch was built for."""
+    if driver is None:
+        return "no NVIDIA driver here: the embedded model takes a second or two, SDXL would take minutes"
+    if cuda is None:
         return "there is an NVIDIA driver, but torch is a CPU build: remove .venv and run make setup again"
-    return "no GPU: the embedded model takes a second or two, SDXL would take minutes"
+    least = LEAST_DRIVERS.get(int(cuda.partition(".")[0]), 0)
+    if driver < least:
+        return f"the NVIDIA driver is of version {driver}; torch's CUDA {cuda} needs {least} or a newer one"
+    return "no card is seen: give the container its GPUs, or look at CUDA_VISIBLE_DEVICES"
 
 
 def _memory() -> Iterator[Finding]:
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    total = min(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), _container_memory())
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     remedy = "large models will not fit" if total < LOW_MEMORY else ""
     yield Finding("host", f"{total / 1024**3:.1f} GiB of memory, {cores} cores", remedy)
 
 
+def _container_memory() -> float:
+    """Bytes that the control group may take."""
+    try:
+        return float(Path("/sys/fs/cgroup/memory.max").read_text())
+    except (OSError, ValueError):  # there is none, or "max"
+        return float("inf")
+
+
+def _encoding() -> Iterator[Finding]:
+    pixels = np.linspace(0, 255, 1024 * 1024 * 3).astype(np.uint8).reshape(1024, 1024, 3)
+    began = time.perf_counter()
+    encode_png(pixels, {})
+    took = time.perf_counter() - began
+    remedy = "" if took < SLOW_ENCODING else "isal finds no vector instructions here, or the machine is busy"
+    yield Finding("encoding", f"a PNG of 1024x1024 takes {1000 * took:.0f} ms", remedy)
+
+
 def _folders(settings: Settings) -> Iterator[Finding]:
-    for name, folder in (("weights", settings.weights), ("outputs", settings.outputs)):
+    for name, folder in (("weights", settings.weights), ("outputs", settings.outputs), ("data", settings.data)):
         existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
         free = shutil.disk_usage(existing).free
-        if name == "outputs" and not os.access(existing, os.W_OK):
-            yield Finding(name, f"{folder} cannot be written", "give this user the right, or set outputs", True)
+        if name != "weights" and not _is_writable(existing):
+            yield Finding(name, f"{folder} cannot be written", f"give this user the right, or set {name}", True)
+        elif name == "data" and (kind := _file_system(existing)) in REMOTE:
+            yield Finding(
+                name, f"{folder} lies on {kind}", "SQLite needs a local disk: set data to another folder", True
+            )
         else:
             remedy = "make room: pictures and models need some" if free < LOW_DISK else ""
             yield Finding(name, f"{folder}, {free / 1024**3:.1f} GiB free", remedy)
+
+
+def _is_writable(folder: Path) -> bool:
+    """Whether a file can really be made there: rights tell nothing of a disk that is mounted read-only."""
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
+
+
+def _file_system(folder: Path) -> str:
+    """Its type, as Linux tells of it."""
+    try:
+        mounts = [line.split()[1:3] for line in Path("/proc/self/mounts").read_text().splitlines()]
+    except OSError:
+        return "unknown"
+    inside = [(len(place), kind) for place, kind in mounts if folder.resolve().is_relative_to(place)]
+    return max(inside, default=(0, "unknown"))[1]
 
 
 def _models(settings: Settings) -> Iterator[Finding]:
@@ -108,4 +178,10 @@ def _exposure(settings: Settings) -> Iterator[Finding]:
             f"{settings.host} is open to others, and nobody has to authenticate",
             "serve will refuse; listen on 127.0.0.1, or say --insecure behind something that authenticates",
             is_bad=True,
+        )
+    if not settings.is_loopback and settings.allowed_hosts == Settings().allowed_hosts:
+        yield Finding(
+            "hosts",
+            "requests may name this server by its address and as localhost only",
+            "set allowed_hosts to the names that clients use",
         )

@@ -7,6 +7,8 @@
     ├── CatalogError               a folder or an entry of the catalogue cannot be used
     ├── PullFailed                 a model could not be fetched from the Hub
     ├── FetchFailed                what a URL names could not be had
+    ├── BackupFailed               a backup could not be made, or not put back
+    ├── DataInUse                  another process has the data folder
     ├── BadRequest                 what the client sent cannot be served
     │   ├── MalformedBody          not JSON, not UTF-8, nested too deep
     │   ├── InvalidRecipe          fields of a recipe are wrong; each is named
@@ -97,6 +99,18 @@ class FetchFailed(DaguerreError):
     """Nobody answers there in HTTP."""
 
     code = "fetch_failed"
+
+
+class BackupFailed(DaguerreError):
+    """The backup could not be made, or not put back."""
+
+    code = "backup_failed"
+
+
+class DataInUse(DaguerreError):
+    """Another Daguerre has this data folder."""
+
+    code = "data_in_use"
 
 
 class BadRequest(DaguerreError):

@@ -40,6 +40,11 @@ class RemoteFile(msgspec.Struct, frozen=True):
     sha256: str | None  # of large files
     git_sha1: str | None  # of the others, as git names a blob
 
+    @property
+    def checksum(self) -> str | None:
+        """The one that it is held against."""
+        return self.sha256 or self.git_sha1
+
 
 def pull(model: Model, catalog: Catalog, weights: Path, endpoint: str, on_progress: OnProgress) -> None:
     """Fetches a model, and the VAE that its entry names, as far as they are not here.
@@ -67,7 +72,7 @@ def _fetch(source: Source, place: Path, partial: Path, endpoint: str, on_progres
     for file in files:
         if file.name.endswith(".safetensors") and (partial / "model_index.json").exists():
             weightfile.refuse_code(partial)  # before gigabytes are fetched for nothing
-        if not (partial / file.name).exists():
+        if not (partial / file.name).exists() and not _is_cached(source, commit, file, partial):
             url = hf_hub_url(source.repo, file.name, revision=commit, endpoint=endpoint)
             with _translated(source):
                 _download(url, file, partial, _counted(file, done, total, on_progress))
@@ -135,12 +140,27 @@ def _is_wanted_weight(path: PurePosixPath, weights: re.Match[str], variant: str 
     return not any(name.startswith(f"{path.parent}/{weights['base']}.{variant}") for name in names)
 
 
+def _is_cached(source: Source, commit: str, file: RemoteFile, partial: Path) -> bool:
+    """Takes a file from the Hub's own cache (``HF_HOME``) if another program has fetched it before, and it is whole."""
+    from huggingface_hub import try_to_load_from_cache
+
+    cached, checksum = try_to_load_from_cache(source.repo, file.name, revision=commit), file.checksum
+    if not isinstance(cached, str) or checksum is None or _digest(Path(cached), file) != checksum:
+        return False
+    _need_room(partial, file.size)
+    part = partial / PARTS / checksum
+    part.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(cached, part)
+    _keep(part, file, partial)
+    return True
+
+
 def _download(url: str, file: RemoteFile, partial: Path, progress: "type[_Progress]") -> None:
     """Goes on where an earlier attempt was cut off; the library tries again when the line drops or stalls."""
     from huggingface_hub.file_download import http_get
     from huggingface_hub.utils import build_hf_headers
 
-    part = partial / PARTS / (file.sha256 or file.git_sha1 or "unknown")
+    part = partial / PARTS / (file.checksum or "unknown")
     part.parent.mkdir(parents=True, exist_ok=True)
     with part.open("ab") as content:
         have = content.tell()
@@ -154,7 +174,14 @@ def _download(url: str, file: RemoteFile, partial: Path, progress: "type[_Progre
             displayed_filename=file.name,
             tqdm_class=progress,
         )
-    _check(part, file)
+    _keep(part, file, partial)
+
+
+def _keep(part: Path, file: RemoteFile, partial: Path) -> None:
+    """Gives a file its name if it is what the Hub promised; one that differs is removed, to be fetched anew."""
+    if file.checksum is None or _digest(part, file) != file.checksum:
+        part.unlink()
+        raise PullFailed(f"{file.name} is not what the Hub promised: its checksum differs; it was removed")
     (partial / file.name).parent.mkdir(exist_ok=True)
     part.rename(partial / file.name)
 
@@ -164,16 +191,13 @@ def _need_room(folder: Path, size: int) -> None:
         raise PullFailed(f"there is no room for it on the disk: {size / 1e9:.1f} GB more are needed")
 
 
-def _check(path: Path, file: RemoteFile) -> None:
-    """Holds a file against the Hub's checksum; one that differs is removed, so that it is fetched anew."""
+def _digest(path: Path, file: RemoteFile) -> str:
+    """A file's hash, of the kind that the Hub keeps of it."""
     digest = hashlib.sha256() if file.sha256 else hashlib.sha1(f"blob {path.stat().st_size}\0".encode())  # noqa: S324
     with path.open("rb") as content:
         while chunk := content.read(_CHUNK):
             digest.update(chunk)
-    expected = file.sha256 or file.git_sha1
-    if expected is None or digest.hexdigest() != expected:
-        path.unlink()
-        raise PullFailed(f"{file.name} is not what the Hub promised: its checksum differs; it was removed")
+    return digest.hexdigest()
 
 
 class _translated:  # noqa: N801 - used as a function

@@ -194,7 +194,12 @@ def _file_layers(config: Path | None, environ: Mapping[str, str]) -> list[tuple[
 
 
 #: Variables that containers commonly set, by the setting that each means; one with our own prefix wins.
-COMMON = {"LOG_LEVEL": "log_level", "LOG_DIR": "log_dir"}
+COMMON = {
+    "DEFAULT_MODEL_ID": "default_model",
+    "LOG_DIR": "log_dir",
+    "LOG_LEVEL": "log_level",
+    "MODEL_CACHE_DIR": "weights",
+}
 
 
 def _from_environ(environ: Mapping[str, str]) -> dict[str, Any]:

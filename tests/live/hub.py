@@ -39,6 +39,7 @@ class TestHub:
     speed: int = 0
     sent: list[tuple[str, str]] = field(default_factory=list)  # file, Range header
     asked: set[str] = field(default_factory=set)  # repositories
+    tokens: set[str | None] = field(default_factory=set)  # Authorization headers
 
     def wait_for(self, repository: str) -> None:
         """Waits until somebody has asked for it."""
@@ -101,6 +102,7 @@ class _Handler(BaseHTTPRequestHandler):
             file = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
             repository = listing[1] if listing else file[1] if file else ""
             self.hub.asked.add(repository)
+            self.hub.tokens.add(self.headers.get("Authorization"))
             if repository in self.hub.gated:
                 self._answer(403, b"{}", {"X-Error-Code": "GatedRepo", "X-Error-Message": "secret words of the Hub"})
             elif repository not in self.hub.repositories:

@@ -234,6 +234,19 @@ def test_what_catalog_toml_says_is_seen_without_a_restart(tmp_path: Path) -> Non
     assert (model.native_size, model.scheduler) == ((320, 64), "heun")
 
 
+def test_a_model_by_its_repository(tmp_path: Path) -> None:
+    """As other services name models; of several in one repository the first by name, and never in place of a name."""
+    _folder(tmp_path / "a")
+    _folder(tmp_path / "b")
+    (tmp_path / "catalog.toml").write_text(
+        '[models.b]\nrepo = "owner/name"\n[models.a]\nrepo = "owner/name"\n[models.c]\nrepo = "a"\naliases = ["x/y"]\n'
+    )
+    found = catalog.read(tmp_path, "a")
+    assert found.model("owner/name").name == "a"
+    assert found.find("x/y").name == "c"
+    assert found.find("stabilityai/stable-diffusion-xl-base-1.0").name == "sdxl-base"
+
+
 BROKEN = {
     "a value out of bounds": ("[models.a]\ndescription = 'x'\nsteps = 151\n", 3),
     "a key that is unknown": ("[models.a]\n\n\nstepps = 15\n", 4),

@@ -69,6 +69,12 @@ def choose_device(name: str) -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
+def cuda_build() -> str | None:
+    """The version of CUDA that torch was built for, like 12.8; none where it was built for the CPU."""
+    version: str | None = torch.version.cuda
+    return version
+
+
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     """The dtype that a setting means; ``auto`` is bfloat16 where the card has it, else float16; float32 on a CPU."""
     if name != "auto":

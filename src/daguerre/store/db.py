@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
@@ -22,6 +23,8 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 Change = Callable[[sqlite3.Connection], T]
 
+#: What it is called, in the data folder.
+DATABASE_FILE = "daguerre.db"
 #: Writes that share a commit at most.
 MOST = 256
 
@@ -137,16 +140,30 @@ class Database:
         return found
 
 
+def check_version(connection: sqlite3.Connection, name: str) -> set[str]:
+    """The steps that a database has been through; none is an empty file.
+
+    Raises:
+        StorageFailed: this Daguerre does not know all of them.
+    """
+    known = _steps()
+    done = _steps_done(connection, sorted(known))
+    if not done <= known.keys():
+        raise StorageFailed(f"{name} was written by a newer Daguerre")
+    return done
+
+
+def _steps() -> dict[str, Traversable]:
+    files = resources.files("daguerre.store").joinpath("migrations").iterdir()
+    return {file.name: file for file in files if file.name.endswith(".sql")}
+
+
 def _migrate(connection: sqlite3.Connection, path: Path) -> None:
     """Brings the file up to date, step by step, each in a transaction; a copy of what was there is made first.
 
     A file knows the names of the steps that it has been through: one that came in late is taken all the same.
     """
-    folder = resources.files("daguerre.store").joinpath("migrations")
-    steps = {file.name: file for file in folder.iterdir() if file.name.endswith(".sql")}
-    done = _steps_done(connection, sorted(steps))
-    if not done <= steps.keys():
-        raise StorageFailed(f"{path.name} was written by a newer Daguerre")
+    done, steps = check_version(connection, path.name), _steps()
     missing = sorted(steps.keys() - done)
     if done and missing:
         with sqlite3.connect(path.with_suffix(f".before-{len(steps)}.db")) as copy:

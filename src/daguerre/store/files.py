@@ -78,7 +78,7 @@ class Files:
                 _write_all(file.fileno(), data)
                 _check_is_free(path)
                 written = written.rename(path)
-                _sync_folder(self._folder)
+                sync_folder(self._folder)
             except BaseException:
                 with contextlib.suppress(OSError):  # the first failure is the one to tell
                     written.unlink()
@@ -158,7 +158,7 @@ def _check_is_free(path: Path) -> None:
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Makes the folder's list of names durable, which the file's own fsync does not."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
