@@ -18,10 +18,12 @@ _FEWEST_PAIRS = 3
 _NOT_OF_A_PICTURE = ("count", "quality", "preview_every")
 
 
-def chunks(recipe: Recipe, seed: int) -> dict[str, str]:
-    """The text chunks of one picture, by their PNG keywords."""
+def chunks(recipe: Recipe, seed: int, safety: str | None = None) -> dict[str, str]:
+    """The text chunks of one picture, by their PNG keywords; ``safety`` is what a filter said of it."""
     own = {name: value for name, value in msgspec.to_builtins(recipe).items() if name not in _NOT_OF_A_PICTURE}
     own |= {"seed": seed, "version": __version__}
+    if safety is not None:
+        own["safety_filter_result"] = safety
     return {"parameters": infotext(recipe, seed), "daguerre": json.dumps(own, ensure_ascii=True)}
 
 

@@ -1,5 +1,7 @@
 """Moderation from outside: a prompt that matches a rule is refused in every dialect, before anything is queued."""
 
+import base64
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,6 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
+from PIL import Image
 from websockets.sync.client import connect
 
 from server import Live, serving
@@ -67,6 +70,8 @@ def test_others_are_painted_and_say_so(moderated: Live, client: httpx.Client) ->
     headers = {"accept": "application/json"}
     job = httpx.post(f"{moderated.address}/generate", json=fields, headers=headers, timeout=60).json()
     assert (job["status"], job["safety_filter_result"]) == ("succeeded", "passed")
+    with Image.open(io.BytesIO(base64.b64decode(job["images"][0]["b64"]))) as picture:
+        assert json.loads(picture.text["daguerre"])["safety_filter_result"] == "passed"  # type: ignore[attr-defined]
     job = client.post("/generate", json=fields, headers=headers).json()
     assert (job["status"], job["safety_filter_result"]) == ("succeeded", None)
 

@@ -272,7 +272,8 @@ def test_archives_of_something_else(names: list[str], tmp_path: Path) -> None:
 def test_of_a_newer_daguerre(kept: Path, old: Settings, tmp_path: Path) -> None:
     """A schema that is not known is refused before it replaces one that is."""
     with closing(sqlite3.connect(old.data / DATABASE_FILE)) as connection:
-        connection.execute("PRAGMA user_version = 999")
+        connection.execute("INSERT INTO steps VALUES ('9999_later.sql')")
+        connection.commit()
     backup.backup(old, tmp_path / "newer.tar")
     new = _settings(tmp_path / "new")
     with pytest.raises(StorageFailed, match="newer Daguerre"):

@@ -217,7 +217,8 @@ class Dispatch:
 
     def _keep(self, job: Job, painted: Painted) -> tuple[Image, float]:
         """In the codec pool: waits for the pixels there, so that neither the engine nor the loop has to."""
-        return pictures.keep(self._files, painted.pixels.array(), job.recipe, job.id, painted.index)
+        pixels, safety = painted.pixels.array(), job.safety_filter_result
+        return pictures.keep(self._files, pixels, job.recipe, job.id, painted.index, safety)
 
     async def _fail(self, job: Job, error: DaguerreError) -> None:
         self._engine.cancel(job.id, error)  # its other pictures, if any are still to come

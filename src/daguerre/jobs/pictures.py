@@ -15,9 +15,9 @@ from daguerre.store.files import Files, thumbnail_name
 PREVIEW_QUALITY = 80
 
 
-def encode(pixels: imaging.Pixels, recipe: Recipe, seed: int) -> bytes:
+def encode(pixels: imaging.Pixels, recipe: Recipe, seed: int, safety: str | None = None) -> bytes:
     """The picture as bytes in the recipe's format, with its recipe inside."""
-    return imaging.encode(pixels, recipe.format, recipe.quality, infotext.chunks(recipe, seed))
+    return imaging.encode(pixels, recipe.format, recipe.quality, infotext.chunks(recipe, seed, safety))
 
 
 def preview(pixels: Callable[[], imaging.Pixels]) -> bytes:
@@ -25,7 +25,9 @@ def preview(pixels: Callable[[], imaging.Pixels]) -> bytes:
     return imaging.encode(pixels(), "jpeg", PREVIEW_QUALITY, {})
 
 
-def keep(files: Files, pixels: imaging.Pixels, recipe: Recipe, job_id: str, index: int) -> tuple[Image, float]:
+def keep(
+    files: Files, pixels: imaging.Pixels, recipe: Recipe, job_id: str, index: int, safety: str | None = None
+) -> tuple[Image, float]:
     """Encodes and writes picture ``index`` of a job; gives it, and the seconds that it took.
 
     Raises:
@@ -33,7 +35,7 @@ def keep(files: Files, pixels: imaging.Pixels, recipe: Recipe, job_id: str, inde
     """
     began = time.perf_counter()
     seed = recipe.seed + index
-    data = encode(pixels, recipe, seed)
+    data = encode(pixels, recipe, seed, safety)
     name = files.name(datetime.now(UTC), recipe.model, job_id, index if recipe.count > 1 else None, recipe.format)
     files.write(name, data)
     height, width, _ = pixels.shape

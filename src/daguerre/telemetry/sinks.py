@@ -1,5 +1,6 @@
 """Owns where log lines go. Whoever logs never waits: a pipe that nobody reads or a full disk costs lines only."""
 
+import abc
 import contextlib
 import itertools
 import logging
@@ -24,7 +25,7 @@ FILE_BYTES, FILES = 16 * 1024 * 1024, 5
 TICK = 0.2
 
 
-class Sink(logging.Handler):
+class Sink(logging.Handler, abc.ABC):
     """Formats a line on the thread that logs it, so that nothing of the record is kept, and writes it on its own."""
 
     tick: float | None = None
@@ -75,13 +76,13 @@ class Sink(logging.Handler):
                 self._is_failing = True  # told once, by the other sinks: this line, too, comes back here
                 log.warning("log lines cannot be written to %s: %s", self.name, getattr(error, "strerror", error))
 
+    @abc.abstractmethod
     def write(self, line: str) -> None:
         """Writes one.
 
         Raises:
             OSError, ValueError: it could not be written.
         """
-        raise NotImplementedError
 
     def rest(self) -> None:
         """Called when there was no line for a tick."""
