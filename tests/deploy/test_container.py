@@ -183,7 +183,9 @@ needs_make = pytest.mark.skipif(shutil.which("make") is None, reason="needs make
 @needs_make
 def test_the_verbs() -> None:
     """make has no complaint about its file, and lists every verb once."""
-    done = subprocess.run(["make", "--warn-undefined-variables", "help"], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        ["make", "--no-print-directory", "--warn-undefined-variables", "help"], cwd=ROOT, capture_output=True, text=True
+    )
     assert done.stderr == ""
     verbs = [line.split()[1] for line in done.stdout.splitlines()]
     assert len(verbs) == len(set(verbs))

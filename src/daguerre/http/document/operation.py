@@ -149,6 +149,7 @@ HEADERS: dict[str, tuple[str, str]] = {
     "Content-Security-Policy": ("Nothing in an answer may run in a browser.", "default-src 'none'; sandbox"),
     "Referrer-Policy": ("Browsers do not tell this address to others.", "no-referrer"),
     "Cache-Control": ("Not to be kept.", "no-store"),
+    "Vary": ("What else decides the answer, where other sites' pages are allowed.", "Origin"),
     "X-Job-Id": ("The job's id.", "0197f0a4-6f3e-7c11-9d2a-5b8f3c6a1e20"),
     "X-Seed": ("The picture's seed.", "7"),
     "X-Generation-Metadata": (
@@ -184,4 +185,7 @@ ALWAYS = (
     "Content-Security-Policy",
     "Referrer-Policy",
     "Cache-Control",
+    "Vary",
+    "RateLimit",
+    "RateLimit-Policy",
 )
