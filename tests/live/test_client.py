@@ -104,9 +104,11 @@ def test_calling_off(ours: Client) -> None:
     job = ours.submit("a forest", **LONG)
     with pytest.raises(Unfinished):
         ours.result(job.id)
-    threading.Timer(0.3, ours.cancel, [job.id]).start()
+    later = threading.Timer(0.3, ours.cancel, [job.id])
+    later.start()
     with pytest.raises(JobCancelled) as caught:
         ours.wait(job.id)
+    later.join()
     assert (caught.value.code, caught.value.job_id) == ("cancelled", job.id)
     with pytest.raises(Conflict):
         ours.result(job.id)
@@ -263,8 +265,10 @@ def test_a_full_queue_is_waited_for(tmp_path: Path) -> None:
         with Client(live.address, retries=0) as hasty, pytest.raises(Busy) as caught:
             hasty.submit("a lake", **SMALL)
         assert (caught.value.code, caught.value.retry_after >= 1) == ("queue_full", True)
-        threading.Timer(1.0, lambda: [ours.cancel(job.id) for job in jobs]).start()
+        later = threading.Timer(1.0, lambda: [ours.cancel(job.id) for job in jobs])
+        later.start()
         assert ours.generate("a lake", **SMALL).job.status is Status.SUCCEEDED
+        later.join()
 
 
 def test_a_server_that_is_killed_and_comes_back(tmp_path: Path) -> None:

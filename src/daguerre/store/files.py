@@ -116,7 +116,7 @@ class Files:
 
     def _remove(self, path: Path) -> None:
         # In this order: who makes a thumbnail looks for the picture afterwards.
-        path.unlink()
+        path.unlink(missing_ok=True)
         (self._folder / _THUMBNAILS / thumbnail_name(path.name)).unlink(missing_ok=True)
 
     def room(self) -> int:

@@ -42,6 +42,7 @@ SCHEMES: Json = {
     "basic": {"type": "http", "scheme": "basic", "description": "An API key as the password."},
 }
 
+Kinds = tuple[type[DaguerreError], ...]
 Raised = tuple[Envelope, type[DaguerreError]]
 
 
@@ -101,7 +102,7 @@ class _Assembly:
     def _operation(self, method: str, path: str, operation: Operation) -> Json:
         main = canonical(path)
         is_open = needed(main) == OPEN
-        gated = (() if is_open else GATED) + (() if method == "GET" else SENT)
+        gated, sent = () if is_open else GATED, () if method == "GET" else SENT
         made: Json = {
             "operationId": re.sub(r"\W+", "_", f"{method} {path}".lower()).strip("_"),
             "summary": operation.summary,
@@ -110,7 +111,7 @@ class _Assembly:
                 {"$ref": f"#/components/parameters/{REQUEST_ID.name}"},
                 *map(_parameter, operation.parameters),
             ],
-            "responses": self._answers(operation, gated),
+            "responses": self._answers(operation, gated, sent),
         }
         if is_open:
             made["security"] = []
@@ -128,9 +129,11 @@ class _Assembly:
         example = {} if body.example is None else {"example": dict(body.example)}
         return {"required": True, "content": {body.media: {"schema": schema, **example}}}
 
-    def _answers(self, operation: Operation, gated: tuple[type[DaguerreError], ...]) -> Json:
+    def _answers(self, operation: Operation, gated: Kinds, sent: Kinds) -> Json:
         raised: dict[int, list[Raised]] = defaultdict(list)
-        for envelope, kinds in ((PROBLEMS, EVERYWHERE), (operation.envelope, (*operation.raised, *gated))):
+        ours: tuple[Envelope, Kinds] = (PROBLEMS, (*EVERYWHERE, *sent))
+        theirs: tuple[Envelope, Kinds] = (operation.envelope, (*operation.raised, *gated))
+        for envelope, kinds in (ours, theirs):
             for kind in dict.fromkeys(kinds):
                 raised[_told(envelope, kind).status_code].append((envelope, kind))
         answers = {answer.status: self._answer(answer) for answer in operation.answers}

@@ -117,6 +117,8 @@ def error(kind: type[DaguerreError]) -> DaguerreError:
             return errors.NoPicture(errors.JobCancelled())
         case errors.Unauthenticated:
             return errors.Unauthenticated("no credentials came")
+        case errors.Forbidden:
+            return errors.Forbidden(scopes=("models",))
         case errors.PromptRefused:
             return errors.PromptRefused("violence")
         case errors.DaguerreError:
