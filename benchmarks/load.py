@@ -8,6 +8,7 @@ import multiprocessing
 import re
 import resource
 import time
+from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,7 @@ async def _measured(server: Running) -> dict[str, Any]:
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(PATIENCE):
             await asyncio.gather(*listening, return_exceptions=True)
-    ends = [task.result() if task.done() and task.exception() is None else "none" for task in listening]
+    ends = [_end(task) for task in listening]
     return {
         "accepted_per_second": round(JOBS / seconds),
         "burst_p95_ms": _ms(burst, 0.95),
@@ -80,8 +81,17 @@ async def _measured(server: Running) -> dict[str, Any]:
         "livez_p99_ms": _ms(pings, 0.99),
         "livez_max_ms": _ms(pings, 1.0),
         "lost": sum(end != "completed" for end in ends),
+        "ends": dict(Counter(ends)),
         "more_mb": round(more_memory / 1e6, 1),
     }
+
+
+def _end(task: "asyncio.Future[str]") -> str:
+    """The type of the last frame that a listener heard, or why it heard none."""
+    if not task.done():
+        return "waits"
+    error = task.exception()
+    return task.result() if error is None else type(error).__name__
 
 
 def _ms(seconds: list[float], share: float) -> float:
@@ -121,7 +131,9 @@ async def _listen(server: Running, job_id: str, ready: asyncio.Semaphore) -> str
     """Follows a job up to the end of its stream: the type of the last frame."""
     kind = "none"
     try:
-        async with connect(f"ws://127.0.0.1:{server.port}/v1/jobs/{job_id}/events", max_size=None) as stream:
+        # The client's own deadlines are for servers far away; a handshake waits here for two thousand others.
+        address = f"ws://127.0.0.1:{server.port}/v1/jobs/{job_id}/events"
+        async with connect(address, max_size=None, open_timeout=PATIENCE, ping_interval=None) as stream:
             ready.release()
             async for frame in stream:
                 kind = json.loads(frame)["type"]

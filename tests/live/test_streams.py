@@ -7,6 +7,7 @@ import json
 import socket
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -297,3 +298,14 @@ def _raw_socket(live: Live, path: str) -> socket.socket:
         f"sec-websocket-version: 13\r\nsec-websocket-key: {key}\r\n\r\n".encode()
     )
     return raw
+
+
+def test_a_stream_may_last_longer_than_a_request_may_take_to_come(tmp_path: Path) -> None:
+    """The deadline for receiving ends with the handshake."""
+    with serving(tmp_path / "outputs", receive_timeout="1") as live:
+        live.wait_ready()
+        with _open(live) as socket:
+            socket.send(json.dumps(LONG))
+            end = time.monotonic() + 3
+            while time.monotonic() < end:
+                assert json.loads(socket.recv(timeout=30))["type"] != "failed"

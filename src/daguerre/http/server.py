@@ -150,7 +150,8 @@ class DeadlineProtocol(H11Protocol):
     def data_received(self, data: bytes) -> None:
         """A client has sent something; the deadline stands until it is a whole request."""
         super().data_received(data)
-        if self.conn.their_state in _RECEIVED:
+        has_left = self.transport.get_protocol() is not self  # it has become a WebSocket
+        if has_left or self.conn.their_state in _RECEIVED:
             self._stop()
         else:
             self._start()
