@@ -62,7 +62,8 @@ def _theirs(both: Pair, arrivals: list[Arrival]) -> dict[str, float]:
 
 
 def _ours(both: Pair, arrivals: list[Arrival]) -> dict[str, float]:
-    began, latencies, due = time.perf_counter(), {}, {name: at for at, name, _ in arrivals}
+    began, due = time.perf_counter(), {name: at for at, name, _ in arrivals}
+    latencies: dict[str, float] = {}
     coming = list(arrivals)
     while len(latencies) < len(arrivals):
         now = time.perf_counter() - began

@@ -56,14 +56,14 @@ def _ours(weights: Path) -> dict[str, Any]:
     from daguerre.engine import pipelines
 
     model, device = catalog.read(weights, "sd-1-5").model(), torch.device(machine.device())
-    first, second = (pipelines.load(model, torch.bfloat16, device) for _ in range(2))
+    first, second = (pipelines.load(model, torch.bfloat16, pipelines.Room(device)) for _ in range(2))
     before = [*_places(first.denoiser), *_places(second.denoiser)]
-    first.to(device)
+    first.to_device()
 
     def switch() -> None:
         nonlocal first, second
         first.leave_device()
-        second.to(device)
+        second.to_device()
         first, second = second, first
 
     times = [_seconds(switch) for _ in range(2 * ROUNDS)]  # an even number: each is where it was

@@ -31,14 +31,14 @@ def run() -> dict[str, Any]:
     import torch
 
     from daguerre import catalog
-    from daguerre.engine.pipelines import load, quiet
+    from daguerre.engine.pipelines import Room, load, quiet
 
     quiet()
     warnings.simplefilter("ignore")
     model = catalog.read(machine.ROOT / machine.MODEL.parent, machine.MODEL.name).model()
     device = torch.device(machine.device())
-    pipeline = load(model, torch.float32, device)
-    pipeline.to(device)
+    pipeline = load(model, torch.float32, Room(device))
+    pipeline.to_device()
     with torch.no_grad():
         return {syntax: _measured(pipeline, model, syntax, prompt) for syntax, prompt in SYNTAXES.items()}
 

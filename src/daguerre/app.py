@@ -15,6 +15,7 @@ from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect
 
 from daguerre import catalog as catalogs
+from daguerre import garbage
 from daguerre.auth import authenticator
 from daguerre.embeddings import Embeddings
 from daguerre.engine import Budgets, Engine, Event, Tuning
@@ -173,7 +174,8 @@ class Daguerre(Starlette):
             if webhooks is not None:
                 await webhooks.recover()
             engine.start(preload=self._catalog.model())
-            endless = [loop.create_task(work) for work in (dispatch.feed(), service.remind())]
+            collecting = garbage.collect_for_ever(lambda: not service.unfinished_count)
+            endless = [loop.create_task(work) for work in (dispatch.feed(), service.remind(), collecting)]
             retries = Retries(service)
             lag = LoopLag(self._metrics.loop_lag.observe)
             yield State(

@@ -30,7 +30,7 @@ class Status(StrEnum):
         return self not in (Status.QUEUED, Status.RUNNING)
 
 
-class Timings(msgspec.Struct, frozen=True):
+class Timings(msgspec.Struct, frozen=True, gc=False):
     """Seconds that a job spent in each phase."""
 
     queue: float = 0.0
@@ -40,7 +40,7 @@ class Timings(msgspec.Struct, frozen=True):
     png: float = 0.0
 
 
-class Image(msgspec.Struct, frozen=True):
+class Image(msgspec.Struct, frozen=True, gc=False):
     """A finished picture."""
 
     filename: str
@@ -52,14 +52,14 @@ class Image(msgspec.Struct, frozen=True):
     sha256: str
 
 
-class Failure(msgspec.Struct, frozen=True):
+class Failure(msgspec.Struct, frozen=True, gc=False):
     """Why a job has no pictures, in words fit for its client."""
 
     code: str
     message: str
 
 
-class Job(msgspec.Struct, frozen=True):
+class Job(msgspec.Struct, frozen=True, gc=False):
     """A recipe on its way. Times are Unix seconds; a change makes a new value."""
 
     id: str

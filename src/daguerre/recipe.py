@@ -70,7 +70,7 @@ class ReferenceUse(msgspec.Struct, frozen=True):
     scale: float
 
 
-class Draft(msgspec.Struct, frozen=True, kw_only=True):
+class Draft(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A recipe as a client asked for it: what is absent follows from the model. The bounds here are the wire's."""
 
     prompt: Annotated[str, Meta(min_length=1, max_length=10_000, description="What the picture shows.")]
@@ -115,7 +115,7 @@ class Draft(msgspec.Struct, frozen=True, kw_only=True):
         return self.image is not None or any(wish.image is not None for wish in self.reference_images)
 
 
-class Recipe(msgspec.Struct, frozen=True, kw_only=True):
+class Recipe(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What to paint, complete: the same recipe on the same machine gives the same picture. Sizes are in pixels."""
 
     mode: Mode

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
+from daguerre import garbage
 from daguerre.catalog import Model
 from daguerre.engine.events import Event, ModelAbsent, ModelLoading, ModelPlaced, ModelReady, Place
 from daguerre.engine.tuning import Tuning
@@ -251,6 +252,7 @@ class Residency:
         self._resident.clear()
 
     def _load_for_ever(self) -> None:
+        _import()
         while (wish := self._wishes.get()) is not None:
             model, asked_at = wish
             # Not kept in a name of this frame: it would outlive the model's stay.
@@ -276,6 +278,13 @@ def _device_limit(device: "torch.device") -> int:
     import torch
 
     return int(DEVICE_SHARE * torch.cuda.get_device_properties(device).total_memory)
+
+
+def _import() -> None:
+    """Imports torch and diffusers ahead of the first model, whose objects may have to go again."""
+    from daguerre.engine import pipelines  # noqa: F401
+
+    garbage.spare()
 
 
 def _collect() -> None:
