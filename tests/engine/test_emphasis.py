@@ -57,6 +57,22 @@ def test_weights_and_breaks_by_hand(models: Catalog) -> None:
     assert torch.allclose(made["negative_prompt_embeds"], negative, atol=1e-5)
 
 
+def test_a_thousand_breaks_are_refused(models: Catalog) -> None:
+    """Each makes a chunk that every call of the denoiser would read; and a long prompt of words is none."""
+    jobs = [
+        job(models.model("sd15"), "a fox", prompt_syntax="a1111", negative_prompt="BREAK " * 1_000, guidance_scale=4),
+        job(models.model("sd15"), "red fox, " * 1_111, prompt_syntax="a1111", width=8, height=8, steps=1),
+        job(models.model("sd15"), "狐" * 10_000, prompt_syntax="compel"),
+    ]
+    outcomes, _ = paint_all(jobs)
+    refused, painted, other = (outcomes[submission.id].error for submission in jobs)
+    assert isinstance(refused, InvalidRecipe)
+    assert [(error.field, "75075 tokens" in error.message) for error in refused.errors] == [("negative_prompt", True)]
+    assert painted is None
+    assert isinstance(other, InvalidRecipe)
+    assert "30000 tokens" in other.errors[0].message
+
+
 @torch.no_grad()
 def test_a_long_prompt_ends_its_chunks_at_commas(models: Catalog) -> None:
     """Every letter is a token of the tiny models: the chunk ends after the comma, eight tokens early."""

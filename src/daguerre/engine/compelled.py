@@ -14,6 +14,7 @@ import torch
 from compel import Compel, ReturnedEmbeddingsType
 from compel.prompt_parser import Blend, Conjunction, FlattenedPrompt, Fragment, PromptParser
 
+from daguerre.engine import length
 from daguerre.engine.shortened import Shortened
 from daguerre.errors import FieldError, InvalidRecipe
 
@@ -75,6 +76,7 @@ def encode(pipe: Any, prompt: str, negative: str | None, clip_skip: int) -> dict
 
 def _read(pipe: Any, text: str, field: str, clip_skip: int) -> _Side:
     """A prompt, read by the encoders of a pipeline of this family."""
+    length.check(len(pipe.tokenizer(text, add_special_tokens=False, verbose=False).input_ids), field)
     return _FAMILIES[type(pipe).__name__](pipe, text, field, clip_skip)
 
 

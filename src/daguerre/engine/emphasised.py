@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from daguerre.emphasis import Parsed
+from daguerre.engine import length
 from daguerre.engine.shortened import Shortened
 
 CHUNK = 75  # tokens between start and end
@@ -24,11 +25,16 @@ def encode(pipe: Any, positive: Parsed, negative: Parsed | None, clip_skip: int)
     """Embeddings of a CLIP pipeline: one text encoder (Stable Diffusion) or two side by side (SDXL).
 
     Gives ``prompt_embeds`` [1, 77 × chunks, channels] and the like, by the pipeline's names of them.
+
+    Raises:
+        InvalidRecipe: a prompt is too long.
     """
     pairs = [(getattr(pipe, f"tokenizer{end}"), getattr(pipe, f"text_encoder{end}")) for end in ("", "_2")
              if getattr(pipe, f"text_encoder{end}", None) is not None]  # fmt: skip
     prompts = {"": positive} | ({} if negative is None else {"negative_": negative})
     chunked = {sign: [_chunks(tokenizer, prompt) for tokenizer, _ in pairs] for sign, prompt in prompts.items()}
+    for sign, side in chunked.items():
+        length.check(CHUNK * max(map(len, side)), f"{sign}prompt")
     count = max(len(chunks) for side in chunked.values() for chunks in side)
     is_xl = len(pairs) > 1
     found: dict[str, torch.Tensor] = {}
