@@ -30,9 +30,8 @@ from server import ROOT, Live, serving
 
 log = logging.getLogger(__name__)
 
-#: Bytes that the server may take beyond what it has when it has painted once in each way. It is to be 256 MB; four
-#: clients who send pictures of 16 megapixels at once were seen to make it 330, at the peak.
-GROWTH = 448 * 1024 * 1024
+#: Bytes that the server may take, at the peak, beyond what it has when it has painted once in each way.
+GROWTH = 256 * 1024 * 1024
 #: The demo model, with sizes and steps of which thousands are painted in a minute or two.
 CATALOG = """
 [models.demo-xl]
