@@ -41,6 +41,7 @@ ON_GPU = (
     "lora_switch",
     "prompt_cache",
     "model_switch",
+    "memory",
 )
 RESULTS = Path("benchmarks", "results")
 
