@@ -125,7 +125,7 @@ def _ours(weights: Path, name: str, side: int) -> int:
         recipe,
         model,
         adapters=loras.adapters(recipe.loras),
-        ip_adapter=References(weights).adapter(None, model),
+        ip_adapter=References(weights).adapter("ip", model),
         references=(Reference(pixels, SCALE, hashlib.sha256(pixels.tobytes()).hexdigest()),),
     )
     events: SimpleQueue[Event] = SimpleQueue()
