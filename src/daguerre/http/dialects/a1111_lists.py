@@ -12,6 +12,20 @@ from daguerre.http.exchange import client_of
 from daguerre.http.state import State
 from daguerre.samplers import DIFFUSION
 
+#: Lists of what is not here.
+ABSENT = (
+    "sd-vae",
+    "upscalers",
+    "latent-upscale-modes",
+    "face-restorers",
+    "realesrgan-models",
+    "hypernetworks",
+    "script-info",
+)
+#: What happens by itself: the catalogue is always fresh.
+FRESH = ("refresh-checkpoints", "refresh-embeddings", "refresh-loras", "refresh-vae")
+#: The same: models come and go as they are needed.
+PLACED = ("unload-checkpoint", "reload-checkpoint")
 #: The schedules of sigmas, and the names that theirs have.
 SCHEDULES = (("automatic", "Automatic"), ("karras", "Karras"))
 
@@ -77,8 +91,11 @@ def _embeddings(request: Request[State]) -> Any:
     return found
 
 
+def _scripts(_request: Request[State]) -> Any:
+    return {"txt2img": [], "img2img": []}
+
+
 def _nothing(_request: Request[State]) -> Any:
-    """What is asked for happens by itself: the catalogue is always fresh, and models come and go as they are needed."""
     return None
 
 
@@ -102,17 +119,8 @@ ROUTES: list[BaseRoute] = [
     _route("GET", "loras", _loras),
     _route("GET", "embeddings", _embeddings),
     _route("GET", "cmd-flags", _empty),
-    *(
-        _route("GET", name, _none)
-        for name in (
-            "sd-vae",
-            "upscalers",
-            "latent-upscale-modes",
-            "face-restorers",
-            "realesrgan-models",
-            "hypernetworks",
-        )
-    ),
-    *(_route("POST", f"refresh-{name}", _nothing) for name in ("checkpoints", "embeddings", "loras", "vae")),
-    *(_route("POST", name, _empty) for name in ("unload-checkpoint", "reload-checkpoint")),
+    _route("GET", "scripts", _scripts),
+    *(_route("GET", name, _none) for name in ABSENT),
+    *(_route("POST", name, _nothing) for name in FRESH),
+    *(_route("POST", name, _empty) for name in PLACED),
 ]
