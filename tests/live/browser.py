@@ -77,7 +77,7 @@ class Browser:
 
     def press(self, key: str, text: str = "") -> None:
         """A key, as from a keyboard."""
-        code = {"Tab": 9, "Enter": 13, " ": 32}.get(key, 0)
+        code = {"Tab": 9, "Enter": 13, "Delete": 46}.get(key, 0)
         told = {"key": key, "windowsVirtualKeyCode": code}
         self.call("Input.dispatchKeyEvent", type="keyDown", text=text, **told)
         self.call("Input.dispatchKeyEvent", type="keyUp", **told)

@@ -80,7 +80,9 @@ SUBMITS: dict[str, Submit] = {
     "OpenAI stream": _openai_stream,
     "AUTOMATIC1111": _a1111,
 }
-STEPS = 40
+STEPS = 24
+#: Seconds between two looks of those who poll.
+PAUSE = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +119,7 @@ def _by_polling(going: Going) -> list[str]:
     while not found or found[-1] in ("queued", "running"):
         found.append(going.client.get(f"/v1/jobs/{going.id}").json()["status"])
         assert going.client.get(f"/queue/status/{going.id}").json()["id"] == going.id
+        time.sleep(PAUSE)
     return found
 
 
@@ -124,6 +127,7 @@ def _by_the_older_task_api(going: Going) -> list[str]:
     found = []
     while not found or found[-1] in ("PENDING", "PROGRESS"):
         found.append(going.client.get(f"/status/{going.id}").json()["state"])
+        time.sleep(PAUSE)
     return found
 
 
@@ -141,6 +145,7 @@ def _by_automatic1111(going: Going) -> list[str]:
     found = []
     while (told := going.client.get("/sdapi/v1/progress").json())["state"]["job"] == going.id:
         found.append("progress" if told["progress"] > 0.01 else "started")
+        time.sleep(PAUSE)
     return [*found, "completed"]
 
 

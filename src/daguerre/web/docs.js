@@ -21,6 +21,13 @@ function folded(title, ...children) {
   return made("details", "", made("summary", "", ...[title].flat()), ...children);
 }
 
+/* The same, whose content is made when it is first opened: most of the document never is. */
+function later(title, make) {
+  const element = folded(title);
+  element.addEventListener("toggle", () => element.append(...make().filter(Boolean)), { once: true });
+  return element;
+}
+
 function resolved(root, value) {
   if (!value || !value.$ref) return value;
   return value.$ref.slice(2).split("/").reduce((at, part) => at[part], root);
@@ -61,7 +68,7 @@ function example(root, body) {
 
 function content(root, bodies) {
   return Object.entries(bodies || {}).flatMap(([media, body]) => {
-    const shown = body.examples ? undefined : example(root, body);
+    const shown = body.examples || media.startsWith("multipart/") ? undefined : example(root, body);
     return [
       made("p", "", made("code", media), " ", ...(body.schema ? kind(body.schema) : [])),
       shown === undefined ? null : json(shown),
@@ -72,10 +79,10 @@ function content(root, bodies) {
 
 function answer(root, status, reference) {
   const response = resolved(root, reference);
-  const headers = Object.entries(response.headers || {}).map(([name, header]) =>
+  const headers = () => Object.entries(response.headers || {}).map(([name, header]) =>
     row(name, { type: "string" }, resolved(root, header).description));
-  return folded([made("code", status), styled("told", made("span", response.description))],
-    ...content(root, response.content), folded("Headers", table(headers)));
+  return later([made("code", status), styled("told", made("span", response.description))],
+    () => [...content(root, response.content), later("Headers", () => [table(headers())])]);
 }
 
 /* What a person may type into a shell. */
