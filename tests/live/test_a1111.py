@@ -304,8 +304,15 @@ def test_png_info_reads_what_was_written(api: webuiapi.WebUIApi, sdapi: httpx.Cl
 
 
 def test_sillytavern(sdapi: httpx.Client) -> None:
-    """Its own keys are left in the body; at its end it interrupts without a body."""
+    """Its lists, its wait for a checkpoint; its own keys are left in the body; at its end it interrupts without one."""
+    lists = ("upscalers", "latent-upscale-modes", "sd-vae", "samplers", "schedulers", "sd-models")
+    told = {name: sdapi.get(f"/{name}").json() for name in lists}
+    assert all(isinstance(entries, list) for entries in told.values())
+    assert "Euler a" in [sampler["name"] for sampler in told["samplers"]]
+    assert [(model["title"], model["model_name"]) for model in told["sd-models"]] == [("demo-xl", "demo-xl")]
     sdapi.post("/options", json={"sd_model_checkpoint": "demo-xl", "sd_vae": "Automatic"})
+    waiting = sdapi.get("/progress").json()
+    assert (waiting["progress"], waiting["state"]["job_count"]) == (0.0, 0)
     request = {
         "url": "http://127.0.0.1:7860",
         "auth": "",
@@ -337,6 +344,20 @@ def test_sillytavern(sdapi: httpx.Client) -> None:
     with Image.open(io.BytesIO(base64.b64decode(answer.json()["images"][0]))) as image:
         assert image.size == (64, 64)
     assert sdapi.post("/interrupt").json() == {}
+
+
+def test_open_webui(sdapi: httpx.Client) -> None:
+    """Its engine "automatic1111": an empty Authorization, all of the options sent back, ``info`` in the answer."""
+    sdapi.headers["authorization"] = ""
+    titles = [model["title"] for model in sdapi.get("/sd-models").json()]
+    options = sdapi.get("/options").json()
+    options["sd_model_checkpoint"] = titles[0]
+    assert sdapi.post("/options", json=options).status_code == 200
+    request = {"prompt": "a lake", "batch_size": 1, "width": 64, "height": 64, "steps": 2, "negative_prompt": "ink"}
+    told = sdapi.post("/txt2img", json={**request, "sampler_name": "Euler", "a key of its own": 1}).json()
+    assert json.loads(told["info"])["negative_prompt"] == "ink"
+    with Image.open(io.BytesIO(base64.b64decode(told["images"][0]))) as image:
+        assert image.size == (64, 64)
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,8 @@ from starlette.routing import BaseRoute, Route
 from daguerre import imaging, infotext, recipe
 from daguerre.errors import DaguerreError, FieldError, InvalidRecipe, JobCancelled, ModelNotFound
 from daguerre.http import problems, wire
-from daguerre.http.exchange import client_of, is_urgent, paint, read_pictures
+from daguerre.http.document.bodies import SdError, SdInfo, SdOptions, SdProgress, SdState
+from daguerre.http.exchange import as_json, client_of, is_urgent, paint, read_pictures
 from daguerre.http.state import State
 from daguerre.job import Job, Status
 from daguerre.jobs.inputs import Inputs, decoded, unwrapped
@@ -72,9 +73,9 @@ def spoken(endpoint: Endpoint) -> Endpoint:
 def failure(error: DaguerreError, request_id: str) -> Response:
     """The error as AUTOMATIC1111 tells its own."""
     plain = problems.answer(error, request_id)
-    body = {"error": type(error).__name__, "detail": error.message, "body": "", "errors": error.message}
+    body = SdError(error=type(error).__name__, detail=error.message, body="", errors=error.message)
     kept = {name: value for name, value in plain.headers.items() if name == "retry-after"}
-    return JSONResponse(body, plain.status_code, kept | problems.challenge(error, "Basic"))
+    return as_json(body, plain.status_code, kept | problems.challenge(error, "Basic"))
 
 
 async def txt2img(request: Request[State]) -> Response:
@@ -273,30 +274,30 @@ async def progress(request: Request[State]) -> Response:
     elif at_hand is not None and wants_image:
         preview = await _preview(request, at_hand)
     done = sum(job.step / job.steps for job in mine if job.steps)
-    body = {
-        "progress": min(1.0, 0.01 + done / len(mine)) if mine else 0.0,
-        "eta_relative": round(max((service.place(job).eta for job in mine), default=0.0), 1),
-        "state": _state(at_hand, len(mine)),
-        "current_image": None if preview is None else base64.b64encode(preview).decode(),
-        "textinfo": text,
-    }
-    return JSONResponse(body)
+    body = SdProgress(
+        progress=min(1.0, 0.01 + done / len(mine)) if mine else 0.0,
+        eta_relative=round(max((service.place(job).eta for job in mine), default=0.0), 1),
+        state=_state(at_hand, len(mine)),
+        current_image=None if preview is None else base64.b64encode(preview).decode(),
+        textinfo=text,
+    )
+    return as_json(body)
 
 
-def _state(job: Job | None, jobs: int) -> dict[str, Any]:
+def _state(job: Job | None, jobs: int) -> SdState:
     """A job as theirs tells of it: the steps of a batch count once, since its pictures are painted together."""
     pictures = 1 if job is None else job.recipe.count
-    return {
-        "skipped": False,
-        "interrupted": False,
-        "stopping_generation": False,
-        "job": "" if job is None else job.id,
-        "job_count": jobs,
-        "job_timestamp": "0" if job is None else _timestamp(job),
-        "job_no": 0,
-        "sampling_step": 0 if job is None else job.step // pictures,
-        "sampling_steps": 0 if job is None else job.steps // pictures,
-    }
+    return SdState(
+        skipped=False,
+        interrupted=False,
+        stopping_generation=False,
+        job="" if job is None else job.id,
+        job_count=jobs,
+        job_timestamp="0" if job is None else _timestamp(job),
+        job_no=0,
+        sampling_step=0 if job is None else job.step // pictures,
+        sampling_steps=0 if job is None else job.steps // pictures,
+    )
 
 
 def _timestamp(job: Job) -> str:
@@ -318,7 +319,7 @@ async def interrupt(request: Request[State]) -> Response:
     """``POST /sdapi/v1/interrupt``: ends the caller's own jobs, and nobody else's."""
     for job in request.state["service"].unfinished_of(client_of(request)):
         request.state["service"].cancel(job.id)
-    return JSONResponse({})
+    return as_json({})
 
 
 async def skip(request: Request[State]) -> Response:
@@ -327,14 +328,14 @@ async def skip(request: Request[State]) -> Response:
     running = next((job for job in mine if job.status is Status.RUNNING), None)
     if running is not None:
         request.state["service"].cancel(running.id)
-    return JSONResponse(None)
+    return as_json(None)
 
 
 async def options(request: Request[State]) -> Response:
     """``GET /sdapi/v1/options``."""
     chosen = request.state["checkpoints"].get(client_of(request))
     model = request.state["service"].catalog.model(chosen)
-    return JSONResponse({"sd_model_checkpoint": model.name, "samples_format": "png", "CLIP_stop_at_last_layers": 1})
+    return as_json(SdOptions(sd_model_checkpoint=model.name, samples_format="png", CLIP_stop_at_last_layers=1))
 
 
 async def set_options(request: Request[State]) -> Response:
@@ -345,7 +346,7 @@ async def set_options(request: Request[State]) -> Response:
         chosen[client_of(request)] = request.state["service"].catalog.model(_name(fields["sd_model_checkpoint"])).name
         if len(chosen) > MAX_CLIENTS:
             del chosen[next(iter(chosen))]
-    return JSONResponse(None)
+    return as_json(None)
 
 
 async def png_info(request: Request[State]) -> Response:
@@ -356,7 +357,7 @@ async def png_info(request: Request[State]) -> Response:
     loop = asyncio.get_running_loop()
     texts = await loop.run_in_executor(request.state["codec"], _texts, fields["image"])
     info = texts.pop(imaging.PARAMETERS, "")
-    return JSONResponse({"info": info, "items": texts, "parameters": infotext.parse(info)})
+    return as_json(SdInfo(info=info, items=texts, parameters=infotext.parse(info)))
 
 
 def _texts(encoded: str) -> dict[str, str]:
