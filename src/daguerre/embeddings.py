@@ -7,22 +7,17 @@ by its file's name, whatever the case, as a word of its own.
 
 import functools
 import hashlib
-import logging
-import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
-from daguerre import weightfile
+from daguerre import shelf, weightfile
 from daguerre.adapterfile import FLOATS
 from daguerre.catalog import Model
 from daguerre.errors import CatalogError, FieldError, InvalidRecipe
 from daguerre.recipe import Recipe
-
-log = logging.getLogger(__name__)
 
 FOLDER = "embeddings"  # within weights
 #: What a prompt has room for, and a size that no file of so many vectors needs.
@@ -84,27 +79,16 @@ class Embedding(msgspec.Struct, frozen=True, kw_only=True):
         return Learned(self.name, self.tensors, data, hashlib.sha256(data).hexdigest())
 
 
-class Embeddings:
-    """The textual inversions of one weights folder. What changes there is seen when a prompt is next looked at."""
+class Embeddings(shelf.Shelf[shelf.Entry, Embedding]):
+    """The textual inversions of one weights folder."""
 
-    def __init__(self, weights: Path) -> None:
-        self._folder = weights / FOLDER
-        self._stamp: tuple[Any, ...] | None = None
-        self._embeddings: dict[str, Embedding] = {}
-        self._broken: dict[str, str] = {}
-        self._refresh()
+    noun, folder, table, form = "embedding", FOLDER, None, shelf.Entry
 
     @property
     def embeddings(self) -> list[Embedding]:
         """All that can be used, by name."""
         self._refresh()
-        return [self._embeddings[name] for name in sorted(self._embeddings)]
-
-    @property
-    def problems(self) -> list[str]:
-        """What is wrong with the others."""
-        self._refresh()
-        return [f"embedding {name!r}: {why}" for name, why in sorted(self._broken.items())]
+        return list(self._good.values())
 
     def check(self, recipe: Recipe, model: Model) -> None:
         """Holds the embeddings that a recipe's prompts name against its model.
@@ -129,34 +113,20 @@ class Embeddings:
         """
         self.check(recipe, model)
         names = {name for text in (recipe.prompt, recipe.negative_prompt) for name in self._named(text)}
-        return tuple(self._embeddings[name] for name in sorted(names))
+        return tuple(self._good[name] for name in sorted(names))
 
     def _named(self, text: str) -> list[str]:
         self._refresh()
-        names = {name.casefold(): name for name in (*self._embeddings, *self._broken)}
+        names = {name.casefold(): name for name in (*self._good, *self._broken)}
         return list({names[found.casefold()]: None for found in find(text, names.values())})
 
     def _problem(self, name: str, model: Model) -> str | None:
         if name in self._broken:
             return f"embedding {name!r} cannot be used: {self._broken[name]}"
-        return self._embeddings[name].misfit(model)
+        return self._good[name].misfit(model)
 
-    def _refresh(self) -> None:
-        stamp = _stamp(self._folder)
-        if stamp == self._stamp:
-            return
-        self._stamp = stamp
-        self._broken = {}
-        self._embeddings = dict(self._made())
-        for name, why in sorted(self._broken.items()):
-            log.warning("embedding %r: %s", name, why)
-
-    def _made(self) -> Iterator[tuple[str, Embedding]]:
-        for path in sorted(self._folder.glob("*.safetensors")):
-            try:
-                yield path.stem, _embedding(path)
-            except CatalogError as error:
-                self._broken[path.stem] = str(error)
+    def _made(self, name: str, path: Path, _entry: shelf.Entry) -> Embedding:
+        return _embedding(name, path)
 
 
 def find(text: str, names: Iterable[str]) -> list[str]:
@@ -182,7 +152,7 @@ def _pattern(names: tuple[str, ...]) -> re.Pattern[str] | None:
     return re.compile("|".join(words), re.IGNORECASE) if words else None
 
 
-def _embedding(path: Path) -> Embedding:
+def _embedding(name: str, path: Path) -> Embedding:
     header = weightfile.read_header(path)
     names = tuple(header.shapes)
     if set(names) == {"clip_l", "clip_g"}:
@@ -199,7 +169,7 @@ def _embedding(path: Path) -> Embedding:
     if len(counts) != 1 or max(counts) > MAX_VECTORS or path.stat().st_size > MAX_BYTES:
         raise CatalogError(f"its tensors are not the same number of vectors, at most {MAX_VECTORS}")
     return Embedding(
-        name=path.stem, path=path, tensors=names, widths=tuple(shape[-1] for shape in shapes), vectors=counts.pop()
+        name=name, path=path, tensors=names, widths=tuple(shape[-1] for shape in shapes), vectors=counts.pop()
     )
 
 
@@ -214,12 +184,3 @@ def _widths(model: Model) -> tuple[int, ...]:
         shapes = weightfile.read_header(model.path).shapes
         found = [shapes.get(name, (None,))[-1] for name in _WORDS.get(model.family, ())]
     return tuple(width for width in found if isinstance(width, int))
-
-
-def _stamp(folder: Path) -> tuple[Any, ...]:
-    """Something that differs when the folder has changed."""
-    try:
-        with os.scandir(folder) as found:
-            return tuple(sorted((file.name, file.stat().st_mtime_ns, file.stat().st_size) for file in found))
-    except OSError:
-        return ()

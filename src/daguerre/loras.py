@@ -1,33 +1,26 @@
 """Owns the catalogue of LoRAs: what lies in ``weights/loras``, what catalog.toml says of it, and what it fits."""
 
 import functools
-import logging
-import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
 from msgspec import Meta
 
-from daguerre import adapterfile, entries, layernames
-from daguerre.catalog import CATALOG_FILE, SHIPPED, Model
+from daguerre import adapterfile, layernames, shelf
+from daguerre.catalog import Model
 from daguerre.errors import CatalogError, FieldError, InvalidRecipe, LoraIncompatible, LoraNotFound
 from daguerre.recipe import Draft, LoraUse
-
-log = logging.getLogger(__name__)
 
 FOLDER = "loras"  # within weights
 
 
-class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A LoRA's table in catalog.toml. Absent keys follow from the file's own metadata."""
+class Entry(shelf.Entry, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A LoRA's table in catalog.toml."""
 
-    file: Annotated[str, Meta(pattern=r"^[^/\\]+\.safetensors$")] | None = None
-    base: str | None = None
     weight: Annotated[float, Meta(ge=-2, le=2)] = 1.0
     trigger_words: tuple[str, ...] | None = None
-    description: str = ""
 
 
 class Adapter(msgspec.Struct, frozen=True):
@@ -57,28 +50,20 @@ class Lora(msgspec.Struct, frozen=True, kw_only=True):
     description: str
 
 
-class Loras:
-    """The LoRAs of one weights folder. What changes there is seen when one is next asked for."""
+class Loras(shelf.Shelf[Entry, Lora]):
+    """The LoRAs of one weights folder."""
+
+    noun, folder, table, form = "LoRA", FOLDER, "loras", Entry
 
     def __init__(self, weights: Path) -> None:
-        self._weights = weights
-        self._stamp: tuple[Any, ...] | None = None
-        self._loras: dict[str, Lora] = {}
-        self._broken: dict[str, str] = {}
         self._known: dict[str, tuple[Adapter, Entry, Lora]] = {}
-        self._refresh()
+        super().__init__(weights)
 
     @property
     def loras(self) -> list[Lora]:
         """All that can be used, by name."""
         self._refresh()
-        return [self._loras[name] for name in sorted(self._loras)]
-
-    @property
-    def problems(self) -> list[str]:
-        """What is wrong with the others."""
-        self._refresh()
-        return [f"LoRA {name!r}: {why}" for name, why in sorted(self._broken.items())]
+        return list(self._good.values())
 
     def find(self, name: str) -> Lora:
         """The LoRA of that name.
@@ -90,9 +75,9 @@ class Loras:
         self._refresh()
         if name in self._broken:
             raise LoraIncompatible(f"LoRA {name!r} cannot be used: {self._broken[name]}")
-        if name not in self._loras:
-            raise LoraNotFound(name[:80], sorted(self._loras))
-        return self._loras[name]
+        if name not in self._good:
+            raise LoraNotFound(name[:80], list(self._good))
+        return self._good[name]
 
     def chosen(self, draft: Draft, model: Model) -> dict[str, Lora]:
         """The LoRAs that a draft names, held against the model by their headers.
@@ -137,39 +122,12 @@ class Loras:
         """
         return tuple((self.find(use.name).adapter, use.weight) for use in uses)
 
-    def _refresh(self) -> None:
-        stamp = _stamp(self._weights)
-        if stamp == self._stamp:
-            return
-        self._stamp = stamp
-        try:
-            tables = entries.read(SHIPPED, self._weights / CATALOG_FILE)
-        except CatalogError as error:  # what was read before stays in service
-            log.warning("%s", error)
-            return
-        self._broken = dict(tables.broken.get("loras", {}))
-        self._loras = dict(self._made(tables.of("loras", Entry, self._broken)))
-        for problem in (f"LoRA {name!r}: {why}" for name, why in sorted(self._broken.items())):
-            log.warning("%s", problem)
-
-    def _made(self, named: Mapping[str, Entry]) -> Iterable[tuple[str, Lora]]:
-        folder = self._weights / FOLDER
-        files = {path.name: path for path in sorted(folder.glob("*.safetensors"))}
-        entry_of = {entry.file or f"{name}.safetensors": (name, entry) for name, entry in named.items()}
-        for file, path in files.items():
-            name, entry = entry_of.get(file, (path.stem, Entry()))
-            try:
-                known = self._known.get(name)
-                stat = path.stat()
-                adapter = Adapter(name, path, stat.st_mtime_ns, stat.st_size)
-                if known is None or known[:2] != (adapter, entry):  # headers take a while to read
-                    known = self._known[name] = adapter, entry, _lora(adapter, entry)
-                yield name, known[2]
-            except (CatalogError, OSError) as error:
-                self._broken[name] = str(error) if isinstance(error, CatalogError) else "it cannot be read"
-        for file, (name, _) in entry_of.items():
-            if file not in files:
-                self._broken.setdefault(name, f"there is no {file} in the folder of LoRAs")
+    def _made(self, name: str, path: Path, entry: Entry) -> Lora:
+        stat, known = path.stat(), self._known.get(name)
+        adapter = Adapter(name, path, stat.st_mtime_ns, stat.st_size)
+        if known is None or known[:2] != (adapter, entry):  # headers take a while to read
+            known = self._known[name] = adapter, entry, _lora(adapter, entry)
+        return known[2]
 
 
 def _lora(adapter: Adapter, entry: Entry) -> Lora:
@@ -213,17 +171,3 @@ def _misfit(adapter: Adapter, folder: Path, _elements: int) -> str | None:
     except CatalogError as error:
         return str(error)
     return None
-
-
-def _stamp(weights: Path) -> tuple[Any, ...]:
-    """Something that differs when the folder or catalog.toml has changed."""
-    try:
-        with os.scandir(weights / FOLDER) as found:
-            files = sorted((entry.name, entry.stat().st_mtime_ns, entry.stat().st_size) for entry in found)
-    except OSError:
-        files = []
-    try:
-        stat = (weights / CATALOG_FILE).stat()
-    except OSError:
-        return tuple(files)
-    return (*files, stat.st_mtime_ns, stat.st_size)

@@ -1,23 +1,18 @@
 """Owns the catalogue of reference images, and of the IP-Adapters that look at them: what there is, and what it fits."""
 
 import functools
-import logging
-import os
 import re
-from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
 from msgspec import Meta
 
-from daguerre import entries, ipadapterfile, layernames, weightfile
-from daguerre.catalog import CATALOG_FILE, SHIPPED, Model
+from daguerre import ipadapterfile, layernames, shelf, weightfile
+from daguerre.catalog import Model
 from daguerre.errors import CatalogError, FieldError, InvalidRecipe
 from daguerre.ipadapterfile import IpAdapterFile, Kind
 from daguerre.recipe import Draft, Recipe, ReferenceUse, ReferenceWish
-
-log = logging.getLogger(__name__)
 
 ADAPTERS, PICTURES = "ip-adapters", "references"  # within weights
 SUFFIXES = (".png", ".jpg", ".webp")
@@ -31,14 +26,11 @@ _BLOCKS = ("down", "up", "mid")  # the order in which a UNet has them
 _FLUX_CONTEXT = "transformer.context_embedder"
 
 
-class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Entry(shelf.Entry, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """An IP-Adapter's table in catalog.toml."""
 
-    file: Annotated[str, Meta(pattern=r"^[^/\\]+\.safetensors$")] | None = None
-    base: str | None = None
     image_encoder: Annotated[str, Meta(pattern=r"^[^/\\.][^/\\]*$")] | None = None
     scale: Annotated[float, Meta(ge=0, le=1)] = 0.6
-    description: str = ""
 
 
 class IpAdapter(msgspec.Struct, frozen=True):
@@ -68,32 +60,21 @@ class Known(msgspec.Struct, frozen=True, kw_only=True):
     description: str
 
 
-class References:
-    """The references of one weights folder. What changes there is seen when one is next asked for."""
+class References(shelf.Shelf[Entry, Known]):
+    """The references of one weights folder, and the IP-Adapters that look at them."""
 
-    def __init__(self, weights: Path) -> None:
-        self._weights = weights
-        self._stamp: tuple[Any, ...] | None = None
-        self._adapters: dict[str, Known] = {}
-        self._broken: dict[str, str] = {}
-        self._refresh()
+    noun, folder, table, form = "IP-Adapter", ADAPTERS, "ip_adapters", Entry
 
     @property
     def adapters(self) -> list[Known]:
         """All IP-Adapters that can be used, by name."""
         self._refresh()
-        return [self._adapters[name] for name in sorted(self._adapters)]
+        return list(self._good.values())
 
     @property
     def names(self) -> list[str]:
         """Of the pictures in the folder."""
         return sorted(_pictures(self._weights / PICTURES))
-
-    @property
-    def problems(self) -> list[str]:
-        """What is wrong with the IP-Adapters that cannot be used."""
-        self._refresh()
-        return [f"IP-Adapter {name!r}: {why}" for name, why in sorted(self._broken.items())]
 
     def completed(self, recipe: Recipe, draft: Draft, model: Model) -> Recipe:
         """The recipe with the draft's reference images, and the IP-Adapter that will look at them.
@@ -157,60 +138,30 @@ class References:
             raise InvalidRecipe([FieldError("reference_images", message)])
         if name in self._broken:
             raise InvalidRecipe([FieldError("ip_adapter", f"{name!r} cannot be used: {self._broken[name]}")])
-        if name not in self._adapters:
+        if name not in self._good:
             message = f"there is no IP-Adapter {name[:80]!r}; known IP-Adapters: {known}"
             raise InvalidRecipe([FieldError("ip_adapter", message)])
-        why = misfit(self._adapters[name], model)
+        why = misfit(self._good[name], model)
         if why is not None:
             message = f"IP-Adapter {name!r} does not fit {model.name!r}, which is {model.family}: {why}"
             raise InvalidRecipe([FieldError("ip_adapter", message)])
-        return self._adapters[name]
+        return self._good[name]
 
-    def _refresh(self) -> None:
-        stamp = _stamp(self._weights)
-        if stamp == self._stamp:
-            return
-        self._stamp = stamp
-        try:
-            tables = entries.read(SHIPPED, self._weights / CATALOG_FILE)
-        except CatalogError as error:  # what was read before stays in service
-            log.warning("%s", error)
-            return
-        self._broken = dict(tables.broken.get("ip_adapters", {}))
-        self._adapters = dict(self._made(tables.of("ip_adapters", Entry, self._broken)))
-        for name, why in sorted(self._broken.items()):
-            log.warning("IP-Adapter %r: %s", name, why)
-
-    def _made(self, named: Mapping[str, Entry]) -> Iterator[tuple[str, Known]]:
-        folder = self._weights / ADAPTERS
-        files = {path.name: path for path in sorted(folder.glob("*.safetensors"))}
-        entry_of = {entry.file or f"{name}.safetensors": (name, entry) for name, entry in named.items()}
-        for file, path in files.items():
-            name, entry = entry_of.get(file, (path.stem, Entry()))
-            try:
-                yield name, _known(name, path, entry)
-            except (CatalogError, OSError) as error:
-                self._broken[name] = str(error) if isinstance(error, CatalogError) else "it cannot be read"
-        for file, (name, _) in entry_of.items():
-            if file not in files:
-                self._broken.setdefault(name, f"there is no {file} in the folder of IP-Adapters")
-
-
-def _known(name: str, path: Path, entry: Entry) -> Known:
-    file = ipadapterfile.read(path)
-    encoder = _encoder(path.parent, file, entry.image_encoder)
-    stats = [part.stat() for part in (path, *sorted(encoder.iterdir()))]
-    stamp = tuple(number for stat in stats for number in (stat.st_mtime_ns, stat.st_size))
-    return Known(
-        name=name,
-        adapter=IpAdapter(name, path, encoder, stamp),
-        file=file,
-        family=entry.base or file.family,
-        kind=file.kind,
-        bytes=file.bytes,
-        default_scale=entry.scale,
-        description=entry.description,
-    )
+    def _made(self, name: str, path: Path, entry: Entry) -> Known:
+        file = ipadapterfile.read(path)
+        encoder = _encoder(path.parent, file, entry.image_encoder)
+        stats = [part.stat() for part in (path, *sorted(encoder.iterdir()))]
+        stamp = tuple(number for stat in stats for number in (stat.st_mtime_ns, stat.st_size))
+        return Known(
+            name=name,
+            adapter=IpAdapter(name, path, encoder, stamp),
+            file=file,
+            family=entry.base or file.family,
+            kind=file.kind,
+            bytes=file.bytes,
+            default_scale=entry.scale,
+            description=entry.description,
+        )
 
 
 def _encoder(folder: Path, file: IpAdapterFile, named: str | None) -> Path:
@@ -287,19 +238,3 @@ def _pictures(folder: Path) -> dict[str, Path]:
 
 def _list(names: list[str]) -> str:
     return (", ".join(names[:20]) + (", …" if len(names) > 20 else "")) or "none"
-
-
-def _stamp(weights: Path) -> tuple[Any, ...]:
-    """Something that differs when an IP-Adapter, an image encoder or catalog.toml has changed."""
-    found: list[Any] = []
-    for place in (weights / ADAPTERS, *sorted((weights / ADAPTERS).glob("*/"))):
-        try:
-            with os.scandir(place) as files:
-                found += sorted((file.name, file.stat().st_mtime_ns, file.stat().st_size) for file in files)
-        except OSError:
-            continue
-    try:
-        stat = (weights / CATALOG_FILE).stat()
-    except OSError:
-        return tuple(found)
-    return (*found, stat.st_mtime_ns, stat.st_size)

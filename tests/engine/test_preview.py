@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from daguerre import catalog
 from daguerre.catalog import Catalog
+from daguerre.engine import Engine, Event, Stepped
 from daguerre.engine.preview import Preview, _sample
 
 pytestmark = THIRD_PARTY
@@ -78,6 +79,21 @@ def test_asking_changes_no_picture(models: Catalog, name: str) -> None:
     assert [event.preview for event in silent.steps] == [None] * len(silent.steps)
     shown = [event.preview is not None for event in asked.steps]
     assert shown == [True] * (len(shown) - 1) + [False]
+
+
+def test_a_look_has_one_preview_made(models: Catalog) -> None:
+    """Of the picture that began first, at its next step; of a job that is over, or was never there, none."""
+    submission = job(models.model("sdxl"), "a heron", steps=9, count=2)
+
+    def look(engine: Engine, event: Event) -> None:
+        if isinstance(event, Stepped) and (event.index, event.step) in ((0, 2), (0, 5), (1, 9)):
+            engine.look(submission.id)
+            engine.look("nobody's")
+
+    with Darkroom(react=look) as darkroom:
+        outcome = darkroom.paint(submission)
+    shown = [(event.index, event.step) for event in outcome.steps if event.preview is not None]
+    assert shown == [(0, 3), (0, 6)]
 
 
 def test_it_never_waits_for_the_device(autoencoder: Any) -> None:

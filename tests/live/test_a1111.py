@@ -2,6 +2,8 @@
 
 import base64
 import io
+import json
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -150,6 +152,94 @@ def test_progress_and_interrupt_are_the_callers_own(live: Live, api: webuiapi.We
     other.close()
 
 
+def test_the_picture_is_shown_as_it_comes_to_be(api: webuiapi.WebUIApi, sdapi: httpx.Client) -> None:
+    """``current_image`` is nearer to the picture each time; and that somebody looks changes no picture."""
+    fields = {"prompt": "a red circle on white", "width": 128, "height": 128, "steps": 40, "seed": 4}
+    answers: list[webuiapi.WebUIApiResult] = []
+    painting = threading.Thread(
+        target=lambda: answers.append(api.post_and_get_api_result(f"{api.baseurl}/txt2img", fields, False))
+    )
+    painting.start()
+    seen: dict[int, bytes] = {}
+    while painting.is_alive():
+        told = api.get_progress()
+        if told["current_image"]:
+            seen[told["state"]["sampling_step"]] = base64.b64decode(told["current_image"])
+    painting.join()
+    final = answers[0].image.convert("RGB")
+    distances = []
+    for data in seen.values():
+        with Image.open(io.BytesIO(data)) as preview:
+            assert (preview.format, preview.size) == ("JPEG", (16, 16))
+            small = np.asarray(final.resize(preview.size), dtype=float)
+            distances.append(float(np.abs(np.asarray(preview.convert("RGB")) - small).mean()))
+    assert len(seen) > 2
+    assert distances[-1] < distances[0]
+    assert distances[-1] < 40
+    alone = sdapi.post("/txt2img", json=fields).json()["images"][0]
+    with Image.open(io.BytesIO(base64.b64decode(alone))) as image:
+        assert image.convert("RGB").tobytes() == final.tobytes()
+
+
+def test_nobody_pays_for_previews_that_nobody_wants(live: Live, sdapi: httpx.Client, client: httpx.Client) -> None:
+    """Who skips the image gets none, and none is made; neither does somebody else's asking make one."""
+    fields = {"prompt": "a lake", "width": 128, "height": 128, "steps": 150}
+    job_id = client.post("/v1/jobs", json=fields).json()["id"]
+    shown: list[bool] = []
+
+    def follow() -> None:
+        with live.ask() as other, other.stream("GET", f"/v1/jobs/{job_id}/events") as events:
+            told = (json.loads(line[6:]) for line in events.iter_lines() if line.startswith("data: "))
+            shown.extend("image" in event for event in told if event["type"] == "progress")
+
+    following = threading.Thread(target=follow)
+    following.start()
+    transport = httpx.HTTPTransport(local_address="127.0.0.2")
+    with httpx.Client(base_url=live.address, timeout=60, transport=transport) as other:
+        while len(shown) < 20:
+            mine = sdapi.get("/progress", params={"skip_current_image": "true"}).json()
+            theirs = other.get("/sdapi/v1/progress").json()
+            assert mine["current_image"] is theirs["current_image"] is None
+            assert theirs["state"]["job_count"] == 0
+    assert mine["state"]["job"] == job_id
+    assert not any(shown)
+    while sdapi.get("/progress").json()["current_image"] is None:
+        assert following.is_alive()
+    assert any(shown)
+    assert sdapi.post("/skip").json() is None
+    following.join(30)
+    assert client.get(f"/v1/jobs/{job_id}").json()["status"] == "cancelled"
+
+
+def test_progress_of_several(live: Live, sdapi: httpx.Client, client: httpx.Client) -> None:
+    """A batch goes forward only, in the steps of one picture; who waits is told so."""
+    transport = httpx.HTTPTransport(local_address="127.0.0.2")
+    with httpx.Client(base_url=live.address, timeout=60, transport=transport) as other:
+        batch = {"prompt": "a lake", "width": 128, "height": 128, "steps": 30, "count": 3}
+        job_id = client.post("/v1/jobs", json=batch).json()["id"]
+        states: list[dict[str, Any]] = []
+        while client.get(f"/v1/jobs/{job_id}").json()["status"] in ("queued", "running"):
+            told = sdapi.get("/progress", params={"skip_current_image": "true"}).json()
+            states += [told] if told["state"]["job"] else []
+        assert {told["state"]["sampling_steps"] for told in states} <= {0, 30}
+        steps = [told["state"]["sampling_step"] for told in states]
+        assert steps == sorted(steps)
+        assert [told["progress"] for told in states] == sorted(told["progress"] for told in states)
+        assert 0 < max(steps) <= 30
+        for _ in range(16):
+            other.post("/v1/jobs", json={**batch, "steps": 150, "count": 1})
+        mine = [client.post("/v1/jobs", json={**batch, "steps": 150, "count": 1}).json()["id"] for _ in range(2)]
+        waiting = sdapi.get("/progress").json()
+        assert re.fullmatch(r"In queue: [1-9]\d*/[1-9]\d*", waiting["textinfo"])
+        assert waiting["state"]["job"] == mine[0]
+        assert waiting["state"]["job_count"] == 2
+        assert waiting["eta_relative"] > 0
+        assert other.post("/sdapi/v1/interrupt").json() == {}
+        assert {client.get(f"/v1/jobs/{each}").json()["status"] for each in mine} <= {"queued", "running"}
+        assert sdapi.post("/interrupt").json() == {}
+        assert {client.get(f"/v1/jobs/{each}").json()["status"] for each in mine} == {"cancelled"}
+
+
 def test_options_go_both_ways(api: webuiapi.WebUIApi) -> None:
     """The whole dictionary can be sent back, as Open WebUI does."""
     options = api.get_options()
@@ -172,11 +262,27 @@ def test_lists(api: webuiapi.WebUIApi) -> None:
         api.get_upscalers,
         api.get_latent_upscale_modes,
         api.get_hypernetworks,
+        api.get_face_restorers,
+        api.get_realesrgan_models,
     ):
         assert empty() == []
+    assert api.get_scripts() == {"txt2img": [], "img2img": []}
+    assert api.get_cmd_flags() == {}
     assert api.get_embeddings() == {"loaded": {}, "skipped": {}}
+    assert api.util_get_scheduler_names() == ["automatic", "karras"]
+    api.util_wait_for_ready()
     assert api.refresh_checkpoints() is None
     assert api.skip() is None
+
+
+def test_every_listed_style_paints(api: webuiapi.WebUIApi) -> None:
+    """With its words; none is what it is for the clients that say so."""
+    plain = api.txt2img(prompt="a lake", styles=["None", ""], **SMALL)
+    for style in api.get_prompt_styles():
+        result = api.txt2img(prompt="a lake", styles=[style["name"]], **SMALL)
+        assert result.info["styles"] == [style["name"]]
+        assert result.info["prompt"] == style["prompt"].replace("{prompt}", "a lake")
+        assert result.image.tobytes() != plain.image.tobytes()
 
 
 def test_every_listed_sampler_paints(sdapi: httpx.Client) -> None:
@@ -198,8 +304,15 @@ def test_png_info_reads_what_was_written(api: webuiapi.WebUIApi, sdapi: httpx.Cl
 
 
 def test_sillytavern(sdapi: httpx.Client) -> None:
-    """Its own keys are left in the body; at its end it interrupts without a body."""
+    """Its lists, its wait for a checkpoint; its own keys are left in the body; at its end it interrupts without one."""
+    lists = ("upscalers", "latent-upscale-modes", "sd-vae", "samplers", "schedulers", "sd-models")
+    told = {name: sdapi.get(f"/{name}").json() for name in lists}
+    assert all(isinstance(entries, list) for entries in told.values())
+    assert "Euler a" in [sampler["name"] for sampler in told["samplers"]]
+    assert [(model["title"], model["model_name"]) for model in told["sd-models"]] == [("demo-xl", "demo-xl")]
     sdapi.post("/options", json={"sd_model_checkpoint": "demo-xl", "sd_vae": "Automatic"})
+    waiting = sdapi.get("/progress").json()
+    assert (waiting["progress"], waiting["state"]["job_count"]) == (0.0, 0)
     request = {
         "url": "http://127.0.0.1:7860",
         "auth": "",
@@ -233,6 +346,20 @@ def test_sillytavern(sdapi: httpx.Client) -> None:
     assert sdapi.post("/interrupt").json() == {}
 
 
+def test_open_webui(sdapi: httpx.Client) -> None:
+    """Its engine "automatic1111": an empty Authorization, all of the options sent back, ``info`` in the answer."""
+    sdapi.headers["authorization"] = ""
+    titles = [model["title"] for model in sdapi.get("/sd-models").json()]
+    options = sdapi.get("/options").json()
+    options["sd_model_checkpoint"] = titles[0]
+    assert sdapi.post("/options", json=options).status_code == 200
+    request = {"prompt": "a lake", "batch_size": 1, "width": 64, "height": 64, "steps": 2, "negative_prompt": "ink"}
+    told = sdapi.post("/txt2img", json={**request, "sampler_name": "Euler", "a key of its own": 1}).json()
+    assert json.loads(told["info"])["negative_prompt"] == "ink"
+    with Image.open(io.BytesIO(base64.b64decode(told["images"][0]))) as image:
+        assert image.size == (64, 64)
+
+
 @pytest.mark.parametrize(
     ("route", "fields", "status", "says"),
     [
@@ -240,6 +367,9 @@ def test_sillytavern(sdapi: httpx.Client) -> None:
         ("txt2img", {"steps": 0}, 422, "steps"),
         ("txt2img", {"cfg_scale": "high"}, 422, "cfg_scale"),
         ("txt2img", {"denoising_strength": "much", "width": 63}, 422, "width"),
+        ("txt2img", {"styles": ["anime", "realistic"]}, 422, "styles"),
+        ("txt2img", {"styles": [3]}, 422, "styles"),
+        ("txt2img", {"styles": "nobodys"}, 422, "anime"),
         ("txt2img", {"batch_size": 9}, 422, "batch_size"),
         ("txt2img", {"batch_size": True}, 422, "batch_size"),
         ("txt2img", {"batch_size": 4, "n_iter": 4}, 422, "batch_size"),

@@ -234,6 +234,17 @@ def test_open_webui(client: httpx.Client) -> None:
     assert _picture(answer.json()["data"][0]["b64_json"]).shape == (64, 64, 3)
 
 
+@pytest.mark.parametrize("name", ["image", "image[]"])
+def test_open_webui_edits(client: httpx.Client, name: str) -> None:
+    """The form that it sends, with either name of the picture; the address is of a picture that it may fetch."""
+    fields = {"model": "gpt-image-1", "prompt": "a lake", "n": "1", "size": "64x64", "background": "auto"}
+    files = [(name, ("image.png", _png("blue"), "image/png"))]
+    form = {**fields, "response_format": "b64_json", "steps": "2"}
+    (datum,) = client.post("/v1/images/edits", data=form, files=files).json()["data"]
+    assert _picture(datum["b64_json"]).shape == (64, 64, 3)
+    assert "url" not in datum
+
+
 @pytest.mark.parametrize("is_edit", [False, True])
 def test_a_retry_gets_the_job_that_is_under_way(live: Live, is_edit: bool) -> None:
     """The package's own: its timeout is shorter than the painting, so it asks again, and one job does for all tries."""

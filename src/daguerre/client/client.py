@@ -12,7 +12,7 @@ from daguerre.answers import Accepted, Event, WireJob, WireLora, WireModel
 from daguerre.client import protocol
 from daguerre.client.errors import ClientError, Unreachable, refusal
 from daguerre.client.events import EventReader, is_last
-from daguerre.client.protocol import Ask, Flow, Painting, Picture
+from daguerre.client.protocol import Ask, Flow, Outcome, Painting, Patience, Picture
 from daguerre.recipe import Draft
 
 T = TypeVar("T")
@@ -32,9 +32,7 @@ class Client:
         self, server: str = "http://127.0.0.1:8000", *, api_key: str | None = None, retries: int = 4, **options: Any
     ) -> None:
         """``options`` are those of `httpx.Client`: a proxy, certificates, timeouts."""
-        settings = {"timeout": protocol.TIMEOUT, "limits": protocol.LIMITS, **options}
-        settings["headers"] = {**protocol.common_headers(api_key), **settings.get("headers", {})}
-        self._http = httpx.Client(base_url=protocol.address(server), **settings)
+        self._http = httpx.Client(**protocol.settings(server, api_key, options))
         self._retries = retries
 
     def __enter__(self) -> Self:
@@ -90,25 +88,20 @@ class Client:
 
     def events(self, job_id: str) -> Generator[Event, None, None]:
         """A job that exists: its present state, then each change up to its end."""
-        reader, attempt = EventReader(), 0
+        reader, patience = EventReader(), Patience(self._retries)
         while True:
             try:
                 with contextlib.closing(self._connected(job_id, reader)) as connected:
                     for event in connected:
-                        attempt = 0
+                        patience.attempt = 0
                         yield event
                         if is_last(event):
                             return
-                failure: ClientError = Unreachable("the server ended the stream before the job's end")
             except (httpx.TransportError, ClientError) as error:
-                failure = protocol.failure(error)
-            if attempt == self._retries or not protocol.can_pass(failure):
-                raise failure
-            time.sleep(protocol.pause(attempt, failure))
-            attempt += 1
+                time.sleep(patience.pause(error))
 
     def _connected(self, job_id: str, reader: EventReader) -> Generator[Event, None, None]:
-        """Events of one connection."""
+        """Events of one connection; whoever has heard the last one closes it."""
         with self._http.stream("GET", f"{protocol.job_path(job_id)}/events", headers=reader.headers) as response:
             if not response.is_success:
                 response.read()
@@ -117,6 +110,7 @@ class Client:
                 event = reader.read(line)
                 if event is not None:
                     yield event
+        raise Unreachable("the server ended the stream before the job's end")
 
     def job(self, job_id: str) -> WireJob:
         """A job as it stands."""
@@ -154,22 +148,20 @@ class Client:
             self._run(protocol.cancel(job_id, retries=0))
 
     def _run(self, flow: Flow[T]) -> T:
+        outcome: Outcome = None
         try:
-            step = next(flow)
             while True:
-                try:
-                    response = self._turn(step)
-                except httpx.TransportError as error:
-                    step = flow.throw(error)
-                else:
-                    step = flow.send(response)
+                outcome = self._turn(flow.send(outcome))
         except StopIteration as end:
             done: T = end.value
             return done
 
-    def _turn(self, step: Ask | float) -> httpx.Response | None:
+    def _turn(self, step: Ask | float) -> Outcome:
         """Does what a flow has yielded."""
-        if isinstance(step, Ask):
+        if not isinstance(step, Ask):
+            time.sleep(step)
+            return None
+        try:
             return self._http.request(step.method, step.path, **step.options())
-        time.sleep(step)
-        return None
+        except httpx.TransportError as error:
+            return error

@@ -1,7 +1,7 @@
 """Owns what both clients share: requests, when to ask again, and what is made of answers. It does no I/O itself.
 
-A flow is a generator: it yields a request and is sent its response, or yields seconds to wait and is sent nothing. Each
-client drives it in its own way.
+A flow is a generator: it yields a request and is sent its response, or why there is none; or it yields seconds to wait
+and is sent nothing. Each client drives it in its own way.
 """
 
 import base64
@@ -70,7 +70,8 @@ class Ask:
         return {"content": self.body, "headers": self.headers, "params": self.params}
 
 
-Flow = Generator[Ask | float, httpx.Response | None, T]
+Outcome = httpx.Response | httpx.TransportError | None
+Flow = Generator[Ask | float, Outcome, T]
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,10 +117,17 @@ def address(server: str) -> httpx.URL:
     return url
 
 
-def common_headers(api_key: str | None) -> dict[str, str]:
-    """Headers of every request."""
-    key = {} if api_key is None else {"authorization": f"Bearer {api_key}"}
-    return {"user-agent": f"daguerre/{__version__}", **key}
+def settings(server: str, api_key: str | None, options: dict[str, Any]) -> dict[str, Any]:
+    """What httpx's clients are made with; ``options`` have the last word.
+
+    Raises:
+        BadAddress
+    """
+    headers = {"user-agent": f"daguerre/{__version__}"}
+    if api_key is not None:
+        headers["authorization"] = f"Bearer {api_key}"
+    headers |= options.get("headers", {})
+    return {"base_url": address(server), "timeout": TIMEOUT, "limits": LIMITS, **options, "headers": headers}
 
 
 def ask(request: Ask, retries: int) -> Flow[httpx.Response]:
@@ -128,38 +136,36 @@ def ask(request: Ask, retries: int) -> Flow[httpx.Response]:
     Raises:
         Unreachable, Refused
     """
-    attempt = 0
+    patience = Patience(retries)
     while True:
-        try:
-            response = yield request
-            assert response is not None
-            if response.is_success:
-                return response
-            told: ClientError = refusal(response)
-        except httpx.TransportError as error:
-            told = failure(error)
-        if attempt == retries or not can_pass(told):
-            raise told
-        yield pause(attempt, told)
-        attempt += 1
+        told = yield request
+        assert told is not None
+        if isinstance(told, httpx.Response) and told.is_success:
+            return told
+        yield patience.pause(refusal(told) if isinstance(told, httpx.Response) else told)
 
 
-def failure(error: httpx.TransportError | ClientError) -> ClientError:
-    """An error of httpx as one of ours."""
-    if isinstance(error, ClientError):
-        return error
-    return Unreachable(f"no answer from the server: {error or type(error).__name__}")
+class Patience:
+    """How often, and after how long, something is tried again."""
 
+    def __init__(self, retries: int) -> None:
+        self._retries = retries
+        self.attempt = 0
 
-def can_pass(error: ClientError) -> bool:
-    """Whether the same request may succeed before long."""
-    return isinstance(error, Unreachable) or (isinstance(error, Busy) and error.retry_after <= LONGEST_PAUSE)
+    def pause(self, error: httpx.TransportError | ClientError) -> float:
+        """Seconds to wait before the next attempt: never less than the server asks for.
 
-
-def pause(attempt: int, error: ClientError) -> float:
-    """Seconds to wait before the next attempt: never less than the server asks for."""
-    asked = error.retry_after if isinstance(error, Busy) else 0.0
-    return max(asked, FIRST_PAUSE * 2.0**attempt) * random.uniform(1.0, 1.2)
+        Raises:
+            ClientError: the error, where another attempt cannot help, or there have been enough.
+        """
+        if isinstance(error, httpx.TransportError):
+            error = Unreachable(f"no answer from the server: {error or type(error).__name__}")
+        asked = error.retry_after if isinstance(error, Busy) else 0.0
+        can_pass = isinstance(error, Unreachable | Busy) and asked <= LONGEST_PAUSE
+        if self.attempt == self._retries or not can_pass:
+            raise error
+        self.attempt += 1
+        return max(asked, FIRST_PAUSE * 2.0 ** (self.attempt - 1)) * random.uniform(1.0, 1.2)
 
 
 def read(response: httpx.Response, kind: type[T]) -> T:

@@ -103,6 +103,13 @@ class Cancel:
 
 
 @dataclass(frozen=True, slots=True)
+class Look:
+    """Has one preview made of a job's first picture under way, at its next step."""
+
+    job_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class Preload:
     """Loads a model before anybody asks for a picture of it."""
 
@@ -135,7 +142,7 @@ class Close:
     """Ends every job and then the thread."""
 
 
-Message = Submission | Cancel | Preload | Unload | PreloadAdapter | UnloadAdapter | Close | Loaded | AdapterRead
+Message = Submission | Cancel | Look | Preload | Unload | PreloadAdapter | UnloadAdapter | Close | Loaded | AdapterRead
 
 
 @dataclass(slots=True, eq=False)
@@ -154,6 +161,7 @@ class Painting:
     share: Share = field(default_factory=Share)
     last_forward: int = 0  # the number of the last one that it took part in
     is_counted: bool = False  # among those that looked for their adapters
+    is_watched: bool = False  # somebody wants to see it at its next step
 
     @property
     def worn(self) -> list[tuple["Hosted", float]]:
@@ -220,6 +228,12 @@ class State:
         """Whether the device's memory has room for one more picture beside those under way."""
         assert isinstance(entrant.run, Painting)
         return self.headroom.has_room(entrant.run.extent, [painting.extent for painting in self.running.values()])
+
+    def watch(self, job_id: str) -> None:
+        """Of a job's pictures under way the one that began first is to be shown once."""
+        first = next((painting for painting in self.running.values() if painting.job_id == job_id), None)
+        if first is not None:
+            first.is_watched = True
 
     def has_pictures_of(self, job_id: str) -> bool:
         """Whether any picture of the job is still to be painted."""
@@ -297,6 +311,10 @@ class Engine:
     def cancel(self, job_id: str, error: DaguerreError | None = None) -> None:
         """Ends a job within one step; an unknown or finished one is left as it is."""
         self._inbox.put(Cancel(job_id, error or JobCancelled()))
+
+    def look(self, job_id: str) -> None:
+        """Has one preview made at the next step of a job; of one that is not being painted there is none."""
+        self._inbox.put(Look(job_id))
 
     def close(self, timeout: float) -> bool:
         """Ends every job and the thread; says whether it ended within that many seconds."""
@@ -392,13 +410,12 @@ class Engine:
                 state.waiting.extend(Painting(message, index, now, recipe.steps) for index in range(recipe.count))
             case Cancel(job_id=job_id, error=error):
                 self._end_job(state, job_id, error)
+            case Look(job_id=job_id):
+                state.watch(job_id)
             case Preload(model=model):
                 state.preloads.append(model)
             case Unload(name=name):
-                if name in state.in_use:
-                    self._emit(ModelPlaced(name, "device"))
-                else:
-                    state.residency.drop(name)
+                self._unload(state, name)
             case Loaded():
                 state.residency.take(message, state.in_use)
                 self.counters.memory = state.memory.now()
@@ -412,6 +429,12 @@ class Engine:
                 for job_id in {painting.job_id for painting in (*state.waiting, *state.running.values())}:
                     self._end_job(state, job_id, JobCancelled("the server is shutting down"))
                 state.is_open = False
+
+    def _unload(self, state: State, name: str) -> None:
+        if name in state.in_use:
+            self._emit(ModelPlaced(name, "device"))
+        else:
+            state.residency.drop(name)
 
     def _begin_runs(self, state: State) -> None:
         """Begins waiting pictures in the scheduler's order, as far as their models are there and there is room."""
@@ -547,9 +570,12 @@ class Engine:
         submission, index = painting.submission, painting.index
         timer = painting.timer = Timer()
 
-        def on_step(step: int, steps: int, preview: Pixels | None) -> None:
+        def on_step(step: int, steps: int, preview: Callable[[], Pixels | None]) -> None:
             painting.forwards = steps - step
-            self._emit(Stepped(painting.job_id, index, step, steps, preview))
+            every = submission.recipe.preview_every
+            is_due = step < steps and (painting.is_watched or (every and step % every == 0))
+            painting.is_watched = False
+            self._emit(Stepped(painting.job_id, index, step, steps, preview() if is_due else None))
 
         return Run(
             lambda: pipeline.paint(

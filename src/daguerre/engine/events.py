@@ -84,7 +84,7 @@ class Started:
 class Stepped:
     """Picture ``index`` of a job has done ``step`` of ``steps`` turns of its pipeline's loop.
 
-    ``preview`` is there only where the recipe asks for it at this step: an eighth of the picture's size.
+    ``preview`` is there only where the recipe, or somebody who looks, asks for it now: an eighth of the picture's size.
     """
 
     job_id: str

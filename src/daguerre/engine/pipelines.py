@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-OnStep = Callable[[int, int, "HostPixels | None"], None]
+OnStep = Callable[[int, int, "Callable[[], HostPixels | None]"], None]
 
 
 def quiet() -> None:
@@ -244,8 +244,7 @@ class Pipeline:
         def after_step(_shell: Any, step: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
             timer.denoised = time.perf_counter()
             done, steps = step + 1, int(getattr(shell, "num_timesteps", recipe.steps))
-            is_due = recipe.preview_every and done % recipe.preview_every == 0 and done < steps
-            on_step(done, steps, self._previewed(recipe, tensors["latents"]) if is_due else None)
+            on_step(done, steps, lambda: self._previewed(recipe, tensors["latents"]))
             return tensors
 
         arguments |= {

@@ -14,10 +14,15 @@ from daguerre.http.document.assembly import document
 from daguerre.http.state import State
 
 #: The files of the page, and the media type of each.
-FILES = {"docs.html": "text/html", "docs.css": "text/css", "docs.js": "text/javascript"}
+FILES = {
+    "docs.html": "text/html",
+    "docs.css": "text/css",
+    "docs.js": "text/javascript",
+    "icon.svg": "image/svg+xml",
+}
 #: What the page may do: run its own script, and ask this server.
 POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src blob:; "
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' blob:; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 

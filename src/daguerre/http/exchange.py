@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
@@ -151,6 +152,12 @@ def _read(paths: list[Path]) -> list[bytes]:
     return [path.read_bytes() for path in paths]
 
 
+def as_json(value: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """The answer that is this value now, and may be another one the next time."""
+    fresh = {"cache-control": "no-store", **(headers or {})}
+    return Response(msgspec.json.encode(value), status, fresh, "application/json")
+
+
 def accepted(job: Job, request: Request[State], headers: dict[str, str] | None = None) -> Response:
     """202: where the job can be asked for."""
     return job_json(request, job, 202, {"location": f"/v1/jobs/{job.id}", **(headers or {})})
@@ -158,6 +165,5 @@ def accepted(job: Job, request: Request[State], headers: dict[str, str] | None =
 
 def job_json(request: Request[State], job: Job, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     """The answer that is a job."""
-    headers = {"cache-control": "no-store", "x-job-id": job.id, **(headers or {})}
     place = None if job.status.is_final else request.state["service"].place(job)
-    return Response(msgspec.json.encode(wire.wire_job(job, [], place)), status, headers, "application/json")
+    return as_json(wire.wire_job(job, [], place), status, {"x-job-id": job.id, **(headers or {})})

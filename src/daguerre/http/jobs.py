@@ -8,7 +8,6 @@ import itertools
 import math
 from typing import Literal
 
-import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
@@ -18,6 +17,7 @@ from daguerre.errors import FieldError, InvalidRecipe, NoPicture, ResultExpired
 from daguerre.http import wire
 from daguerre.http.exchange import (
     accepted,
+    as_json,
     client_of,
     expect,
     job_json,
@@ -69,7 +69,7 @@ async def jobs(request: Request[State]) -> Response:
     rest = next(found, None)
     data = [wire.wire_job(job, [], None if job.status.is_final else service.place(job)) for job in page]
     body = JobPage(data, next_cursor=page[-1].id if rest is not None else None)
-    return Response(msgspec.json.encode(body), media_type="application/json")
+    return as_json(body)
 
 
 def _limit(request: Request[State]) -> int:
@@ -110,7 +110,7 @@ async def cancel(request: Request[State]) -> Response:
     found = await expect(request)
     is_cancelled = service.cancel(found.id)
     await service.settled()
-    return Response(msgspec.json.encode(Cancellation(is_cancelled)), media_type="application/json")
+    return as_json(Cancellation(is_cancelled))
 
 
 async def queue_status(request: Request[State]) -> Response:
@@ -124,7 +124,7 @@ async def queue_status(request: Request[State]) -> Response:
         eta_s=round(service.all_done, 1),
         jobs=[QueuedJob(job.id, job.status, service.place(job).position) for job in mine],
     )
-    return Response(msgspec.json.encode(body), media_type="application/json", headers={"cache-control": "no-store"})
+    return as_json(body)
 
 
 async def task(request: Request[State]) -> Response:
@@ -138,7 +138,7 @@ async def task(request: Request[State]) -> Response:
         meta=TaskProgress(found.step, found.steps) if found.status is Status.RUNNING else None,
         error=found.error.message if found.error is not None else None,
     )
-    return Response(msgspec.json.encode(body), media_type="application/json", headers={"cache-control": "no-store"})
+    return as_json(body)
 
 
 ROUTES: list[BaseRoute] = [

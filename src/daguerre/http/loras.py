@@ -1,12 +1,12 @@
 """Owns the routes of LoRAs: what there is, where it is, reading it ahead and letting go of it."""
 
-import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
 from daguerre.answers import LoraList, WireLora
 from daguerre.errors import FieldError, InvalidRecipe
 from daguerre.http import wire
+from daguerre.http.exchange import as_json
 from daguerre.http.state import State
 from daguerre.job import Failure
 from daguerre.loras import Lora
@@ -14,18 +14,18 @@ from daguerre.loras import Lora
 
 async def loras(request: Request[State]) -> Response:
     """``GET /v1/loras``: all LoRAs of the catalogue that can be used."""
-    return _json(LoraList("list", [_wire(request, lora) for lora in request.state["loras"].loras]))
+    return as_json(LoraList("list", [_wire(request, lora) for lora in request.state["loras"].loras]))
 
 
 async def load(request: Request[State]) -> Response:
     """``POST /v1/loras/load``: 202 while it is on its way to host memory, 200 when it is there."""
     lora, is_there = request.state["loras"].load(await _named(request))
-    return _json(_wire(request, lora), 200 if is_there else 202)
+    return as_json(_wire(request, lora), 200 if is_there else 202)
 
 
 async def unload(request: Request[State]) -> Response:
     """``POST /v1/loras/unload``: 409 while jobs need it."""
-    return _json(_wire(request, request.state["loras"].unload(await _named(request))))
+    return as_json(_wire(request, request.state["loras"].unload(await _named(request))))
 
 
 async def _named(request: Request[State]) -> str:
@@ -54,7 +54,3 @@ def _wire(request: Request[State], lora: Lora) -> WireLora:
         description=lora.description,
         error=Failure(status.error.code, status.error.message) if status.error is not None else None,
     )
-
-
-def _json(value: object, status: int = 200) -> Response:
-    return Response(msgspec.json.encode(value), status, {"cache-control": "no-store"}, "application/json")

@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from daguerre.answers import Totals
-from daguerre.http.exchange import client_of
+from daguerre.http.exchange import as_json, client_of
 from daguerre.http.operations import unready
 from daguerre.http.state import State
 
@@ -30,4 +30,4 @@ async def usage(request: Request[State]) -> Response:
     since = found.pop("since")
     began = None if since is None else datetime.fromtimestamp(since, UTC).isoformat(timespec="seconds")
     body = Totals(client=client, since=began, **found)
-    return Response(msgspec.json.encode(body), media_type="application/json", headers={"cache-control": "no-store"})
+    return as_json(body)

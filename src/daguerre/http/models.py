@@ -2,7 +2,6 @@
 
 from typing import get_args
 
-import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -24,6 +23,7 @@ from daguerre.answers import (
 from daguerre.catalog import FAMILIES, Model
 from daguerre.errors import FieldError, InvalidRecipe
 from daguerre.http import wire
+from daguerre.http.exchange import as_json
 from daguerre.http.state import State
 from daguerre.imaging import MAX_PIXELS
 from daguerre.job import Failure
@@ -33,24 +33,24 @@ from daguerre.samplers import DIFFUSION, FLOW, samplers_for
 async def models(request: Request[State]) -> Response:
     """``GET /v1/models``: all models of the catalogue, those that are not on this machine too."""
     found = request.state["service"].catalog.models
-    return _json(ModelList("list", [_wire(request, model) for model in found]))
+    return as_json(ModelList("list", [_wire(request, model) for model in found]))
 
 
 async def model(request: Request[State]) -> Response:
     """``GET /v1/models/{id}``: one model; while it is loaded or pulled, how far that is."""
-    return _json(_wire(request, request.state["service"].catalog.find(request.path_params["id"])))
+    return as_json(_wire(request, request.state["service"].catalog.find(request.path_params["id"])))
 
 
 async def load(request: Request[State]) -> Response:
     """``POST /v1/models/load``: 202 while it is on its way to the device, 200 when it is there."""
     found, is_there = request.state["models"].load(await _named(request))
     headers = {"location": f"/v1/models/{found.name}"}
-    return _json(_wire(request, found), 200 if is_there else 202, headers)
+    return as_json(_wire(request, found), 200 if is_there else 202, headers)
 
 
 async def unload(request: Request[State]) -> Response:
     """``POST /v1/models/unload``: answers when its memory is free; 409 while jobs need it."""
-    return _json(_wire(request, await request.state["models"].unload(await _named(request))))
+    return as_json(_wire(request, await request.state["models"].unload(await _named(request))))
 
 
 async def schedulers(_request: Request[State]) -> Response:
@@ -61,14 +61,14 @@ async def schedulers(_request: Request[State]) -> Response:
         WireScheduler(name, labels[name], [family for family, known in usable.items() if name in known])
         for name in sorted(labels)
     ]
-    return _json(SchedulerList("list", data))
+    return as_json(SchedulerList("list", data))
 
 
 async def styles(request: Request[State]) -> Response:
     """``GET /v1/styles``: their names, and the words that each puts around a prompt."""
     found = request.state["service"].catalog.styles
     data = [WireStyle(name, s.prompt, s.negative_prompt, s.description) for name, s in found.items()]
-    return _json(StyleList("list", data))
+    return as_json(StyleList("list", data))
 
 
 async def capabilities(request: Request[State]) -> Response:
@@ -99,7 +99,7 @@ async def capabilities(request: Request[State]) -> Response:
             queue=service.limits.queue,
         ),
     )
-    return _json(body)
+    return as_json(body)
 
 
 async def _named(request: Request[State]) -> str:
@@ -146,8 +146,3 @@ def _wire(request: Request[State], model: Model) -> WireModel:
         progress=ModelProgress(status.stage, status.done, status.total) if status.stage else None,
         error=Failure(status.error.code, status.error.message) if status.error is not None else None,
     )
-
-
-def _json(value: object, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    fresh = {"cache-control": "no-store"} | (headers or {})
-    return Response(msgspec.json.encode(value), status, fresh, "application/json")

@@ -3,24 +3,24 @@
 import resource
 import sys
 
-import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
 from daguerre.answers import Alive, Health, Memory, QueueLoad
 from daguerre.errors import DaguerreError, NotReady
+from daguerre.http.exchange import as_json
 from daguerre.http.state import State
 from daguerre.version import __version__
 
 
 async def ping(_request: Request[State]) -> Response:
     """``GET /ping``."""
-    return _json(Alive("ok"))
+    return as_json(Alive("ok"))
 
 
 async def livez(_request: Request[State]) -> Response:
     """``GET /livez``: the event loop turns."""
-    return _json(Alive("ok"))
+    return as_json(Alive("ok"))
 
 
 async def readyz(request: Request[State]) -> Response:
@@ -28,7 +28,7 @@ async def readyz(request: Request[State]) -> Response:
     error = unready(request.state)
     if error is not None:
         raise error
-    return _json(Alive("ready"))
+    return as_json(Alive("ready"))
 
 
 async def health(request: Request[State]) -> Response:
@@ -36,7 +36,7 @@ async def health(request: Request[State]) -> Response:
     state = request.state
     error = unready(state)
     engine, service = state["dispatch"].state, state["service"]
-    return _json(
+    return as_json(
         Health(
             status="ok" if error is None else error.code,
             detail="" if error is None else error.message,
@@ -67,7 +67,3 @@ def _peak_memory() -> int:
     """The most memory that this process has held, in bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
-
-
-def _json(value: object) -> Response:
-    return Response(msgspec.json.encode(value), media_type="application/json", headers={"cache-control": "no-store"})

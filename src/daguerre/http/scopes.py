@@ -48,6 +48,8 @@ SCOPES: dict[str, Needed] = {
             "loras",
             "embeddings",
             "cmd-flags",
+            "scripts",
+            "script-info",
             "sd-vae",
             "upscalers",
             "latent-upscale-modes",

@@ -47,8 +47,10 @@ class EngineState:
 
 @dataclasses.dataclass(slots=True)
 class Gathered:
-    """The pictures of a job that are written so far, and the seconds of their phases summed."""
+    """How far the pictures of a job are, those that are written, and the seconds of their phases summed."""
 
+    steps: dict[int, int] = dataclasses.field(default_factory=dict)  # done, by picture
+    preview: bytes | None = None  # the latest
     images: dict[int, Image] = dataclasses.field(default_factory=dict)
     timings: Timings = dataclasses.field(default_factory=Timings)
     device_seconds: float = 0.0
@@ -133,6 +135,14 @@ class Dispatch:
         """Stops a job that the engine has."""
         self._engine.cancel(job_id, error)
 
+    def look(self, job_id: str) -> bytes | None:
+        """The latest preview of a job that is being painted, a JPEG; another is made at its next step."""
+        gathered = self._in_engine.get(job_id)
+        if gathered is None:
+            return None
+        self._engine.look(job_id)
+        return gathered.preview
+
     def receive(self, event: Event) -> None:
         """One event of the engine."""
         match event:
@@ -141,10 +151,7 @@ class Dispatch:
             case Started(job_id):
                 self._service.began(job_id)
             case Stepped(job_id, index, step, steps, preview):
-                job = self._service.find(job_id)
-                if job is not None:
-                    total = steps * job.recipe.count
-                    self._service.changed(job_id, step=steps * index + step, steps=total)
+                self._step(job_id, index, step, steps)
                 if preview is not None:
                     self._keep_task(self._show(job_id, preview))
             case Painted():
@@ -153,11 +160,21 @@ class Dispatch:
                 self._service.failed(job_id, error)
                 self._keep_task(self._leave(job_id))
 
+    def _step(self, job_id: str, index: int, step: int, steps: int) -> None:
+        """A picture is a step further; those of one job take turns, or their steps together."""
+        job, gathered = self._service.find(job_id), self._in_engine.get(job_id)
+        if job is not None and gathered is not None:
+            gathered.steps[index] = step
+            self._service.changed(job_id, step=sum(gathered.steps.values()), steps=steps * job.recipe.count)
+
     async def _show(self, job_id: str, preview: Pixels) -> None:
         """Encodes a preview off the loop; one that cannot be shown is left out."""
         loop = asyncio.get_running_loop()
         with contextlib.suppress(BadOutput):
-            self._service.previewed(job_id, await loop.run_in_executor(self._codec, pictures.preview, preview.array))
+            data = await loop.run_in_executor(self._codec, pictures.preview, preview.array)
+            if job_id in self._in_engine:
+                self._in_engine[job_id].preview = data
+            self._service.previewed(job_id, data)
 
     def _keep_task(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)

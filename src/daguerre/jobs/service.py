@@ -456,7 +456,7 @@ class JobService:
         return job is not None and job.attempts >= ATTEMPTS - 1
 
     def previewed(self, job_id: str, preview: bytes) -> None:
-        """What a running job's picture looks like so far, as a JPEG. It is told, and kept nowhere."""
+        """What a running job's picture looks like so far, as a JPEG. It is told to all who follow it."""
         if job_id in self._line:
             self._hub.publish(self._jobs[job_id], preview)
 

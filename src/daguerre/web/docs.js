@@ -10,10 +10,22 @@ function made(tag, text, ...children) {
   return element;
 }
 
+function styled(name, element) {
+  element.className = name;
+  return element;
+}
+
 const json = (value) => made("pre", JSON.stringify(value, null, 2));
 
 function folded(title, ...children) {
   return made("details", "", made("summary", "", ...[title].flat()), ...children);
+}
+
+/* The same, whose content is made when it is first opened: most of the document never is. */
+function later(title, make) {
+  const element = folded(title);
+  element.addEventListener("toggle", () => element.append(...make().filter(Boolean)), { once: true });
+  return element;
 }
 
 function resolved(root, value) {
@@ -44,37 +56,69 @@ function row(name, schema, description) {
 }
 
 function table(rows) {
-  return rows.length ? made("table", "", ...rows) : null;
+  return rows.length ? styled("table", made("div", "", made("table", "", ...rows))) : null;
 }
 
-function content(bodies) {
-  return Object.entries(bodies || {}).flatMap(([media, body]) => [
-    made("p", "", made("code", media), " ", ...(body.schema ? kind(body.schema) : [])),
-    body.example ? json(body.example) : null,
-    ...Object.entries(body.examples || {}).map(([name, each]) => folded(name, json(each.value))),
-  ]);
+/* The example of a body, or else that of its schema. */
+function example(root, body) {
+  if (body.example) return body.example;
+  const schema = body.schema && resolved(root, (body.schema.allOf || [body.schema])[0]);
+  return schema && schema.examples ? schema.examples[0] : undefined;
+}
+
+function content(root, bodies) {
+  return Object.entries(bodies || {}).flatMap(([media, body]) => {
+    const shown = body.examples || media.startsWith("multipart/") ? undefined : example(root, body);
+    return [
+      made("p", "", made("code", media), " ", ...(body.schema ? kind(body.schema) : [])),
+      shown === undefined ? null : json(shown),
+      ...Object.entries(body.examples || {}).map(([name, each]) => folded(name, json(each.value))),
+    ];
+  });
 }
 
 function answer(root, status, reference) {
   const response = resolved(root, reference);
-  const headers = Object.entries(response.headers || {}).map(([name, header]) =>
+  const headers = () => Object.entries(response.headers || {}).map(([name, header]) =>
     row(name, { type: "string" }, resolved(root, header).description));
-  return folded(`${status}: ${response.description}`, ...content(response.content), folded("headers", table(headers)));
+  return later([made("code", status), styled("told", made("span", response.description))],
+    () => [...content(root, response.content), later("Headers", () => [table(headers())])]);
+}
+
+/* What a person may type into a shell. */
+function command(root, path, method, told) {
+  const address = location.origin + path.replace(/\{(\w+)\}/g, (_, name) => name.toUpperCase());
+  const [[media, body] = []] = Object.entries(told.requestBody ? told.requestBody.content : {});
+  const value = body && example(root, body);
+  const quoted = (text) => `'${String(text).replaceAll("'", "'\\''")}'`;
+  const parts = [`curl ${method === "get" ? "" : `-X ${method.toUpperCase()} `}${address}`];
+  if (media === "application/json") parts.push("-H 'Content-Type: application/json'", `-d ${quoted(JSON.stringify(value))}`);
+  if (media === "multipart/form-data") {
+    const files = Object.entries(resolved(root, body.schema).properties).filter(([, each]) => JSON.stringify(each).includes("binary"));
+    const needed = files.filter(([name]) => name in value).map(([name]) => name);
+    parts.push(...Object.entries(value).map(([name, each]) => `-F ${quoted(`${name}=${needed.includes(name) ? "@picture.png" : each}`)}`));
+  }
+  if (/image\//.test(Object.keys((told.responses["200"] || {}).content || {}))) parts.push("-o painted.png");
+  return made("pre", parts.join(" \\\n  "));
 }
 
 function operation(root, path, method, told) {
   const parameters = told.parameters.map((each) => resolved(root, each));
   const rows = parameters.map((each) => row(each.name, each.schema, `${each.in}. ${each.description}`));
-  const title = [made("span", method.toUpperCase()), made("code", path), ` ${told.summary}`];
-  title[0].className = "method";
+  const title = [styled(`method ${method}`, made("span", method.toUpperCase())), made("code", path), styled("told", made("span", told.summary))];
+  const answers = Object.entries(told.responses).map(([status, each]) => [Number(status), answer(root, status, each)]);
+  const errors = answers.filter(([status]) => status >= 400).map(([, each]) => each);
   const element = folded(
     title,
     told.description ? made("p", told.description) : null,
+    command(root, path, method, told),
     made("h3", "Parameters"), table(rows),
-    ...(told.requestBody ? [made("h3", "Body"), ...content(told.requestBody.content)] : []),
+    ...(told.requestBody ? [made("h3", "Body"), ...content(root, told.requestBody.content)] : []),
     made("h3", "Answers"),
-    ...Object.entries(told.responses).map(([status, each]) => answer(root, status, each)),
+    ...answers.filter(([status]) => status < 400).map(([, each]) => each),
+    folded(`Errors (${errors.length})`, ...errors),
   );
+  element.id = told.operationId;
   element.dataset.text = `${method} ${path} ${told.summary}`.toLowerCase();
   return element;
 }
@@ -82,37 +126,68 @@ function operation(root, path, method, told) {
 function schema(name, told) {
   const fields = Object.entries(told.properties || {}).map(([field, each]) =>
     row(field + ((told.required || []).includes(field) ? " *" : ""), each, said(each)));
-  const element = folded([made("code", name)], made("p", told.description || ""), table(fields),
+  const element = folded([made("code", name), styled("told", made("span", told.description || ""))], table(fields),
     ...(told.examples || []).map(json));
   element.id = `schema-${name}`;
+  element.dataset.text = `${name} ${told.description}`.toLowerCase();
+  return element;
+}
+
+function socket(path, told) {
+  const frames = made("p", "", told.send ? "sends " : "", ...(told.send ? [...kind(told.send), ", "] : []), "receives ", ...kind(told.receive));
+  const element = folded([made("code", path), styled("told", made("span", told.summary))], frames);
+  element.dataset.text = `${path} ${told.summary}`.toLowerCase();
+  return element;
+}
+
+/* Paths that mean the same as another are kept together, out of the way. */
+function section(root, name) {
+  const told = Object.entries(root.paths).flatMap(([path, methods]) =>
+    Object.entries(methods).filter(([, each]) => each.tags.includes(name)).map(([method, each]) => [path, method, each]));
+  const shown = (isAlias) => told.filter(([, , each]) => Boolean(each.description) === isAlias).map((each) => operation(root, ...each));
+  const aliases = shown(true);
+  const element = made("section", "", made("h2", name), ...shown(false),
+    aliases.length ? styled("aliases", folded(`${aliases.length} more that mean the same`, ...aliases)) : null);
+  element.id = `tag-${name.toLowerCase().replace(/\W+/g, "-")}`;
   return element;
 }
 
 function show(root) {
-  one("about").textContent = `${root.info.version}. ${root.info.description.replaceAll("`", "")}`;
-  for (const { name } of root.tags) {
-    const section = made("section", "", made("h2", name));
-    for (const [path, methods] of Object.entries(root.paths)) {
-      for (const [method, told] of Object.entries(methods)) {
-        if (told.tags.includes(name)) section.append(operation(root, path, method, told));
-      }
-    }
-    one("routes").append(section);
-  }
-  for (const [path, told] of Object.entries(root["x-websockets"])) {
-    const frames = made("p", "", told.send ? "sends " : "", ...(told.send ? kind(told.send) : []), " receives ",
-      ...kind(told.receive));
-    one("sockets").append(folded([made("code", path), ` ${told.summary}`], frames));
-  }
-  for (const [name, told] of Object.entries(root.components.schemas)) one("schemas").append(schema(name, told));
+  one("version").textContent = root.info.version;
+  one("about").textContent = root.info.description.replaceAll("`", "");
+  one("routes").append(...root.tags.map(({ name }) => section(root, name)));
+  one("sockets").append(...Object.entries(root["x-websockets"]).map((each) => socket(...each)));
+  one("schemas").append(...Object.entries(root.components.schemas).map((each) => schema(...each)));
   one("body").value = JSON.stringify(root.paths["/generate"].post.requestBody.content["application/json"].example, null, 2);
+  for (const element of document.querySelectorAll("main section")) {
+    const link = made("a", element.querySelector("h2").textContent);
+    link.href = `#${element.id}`;
+    one("sections").append(made("li", "", link));
+  }
+  arrive();
 }
 
+/* What does not have the wanted words is hidden, and so are the headings above nothing. */
 function filter() {
-  const wanted = one("find").value.toLowerCase();
-  for (const element of one("routes").querySelectorAll("details[data-text]")) {
-    element.hidden = !element.dataset.text.includes(wanted);
+  const words = one("find").value.toLowerCase().split(/\s+/);
+  let found = 0;
+  for (const element of document.querySelectorAll("details[data-text]")) {
+    element.hidden = !words.every((word) => element.dataset.text.includes(word));
+    found += !element.hidden;
   }
+  const isWanted = words.some(Boolean);
+  for (const element of document.querySelectorAll("main section, .aliases")) {
+    element.hidden = isWanted && !element.querySelector("details[data-text]:not([hidden])");
+  }
+  for (const element of document.querySelectorAll(".aliases")) element.open = isWanted && !element.hidden;
+  one("found").textContent = isWanted ? `${found} found` : "";
+}
+
+/* Opens what the address names, and all around it. */
+function arrive() {
+  const wanted = one(decodeURIComponent(location.hash.slice(1)));
+  for (let at = wanted; at; at = at.parentElement) if (at.tagName === "DETAILS") at.open = true;
+  if (wanted) wanted.scrollIntoView();
 }
 
 async function paint(event) {
@@ -124,6 +199,7 @@ async function paint(event) {
   if (response.ok && response.headers.get("content-type").startsWith("image/")) {
     URL.revokeObjectURL(one("picture").src);
     one("picture").src = URL.createObjectURL(await response.blob());
+    one("picture").alt = JSON.parse(one("body").value).prompt;
     one("picture").hidden = false;
     one("said").textContent = `${response.status}, seed ${response.headers.get("x-seed")}`;
   } else {
@@ -132,8 +208,8 @@ async function paint(event) {
 }
 
 one("find").addEventListener("input", filter);
-one("try").addEventListener("submit", (event) => paint(event).catch((error) => { one("said").textContent = String(error); }));
-addEventListener("hashchange", () => { const at = one(location.hash.slice(1)); if (at) at.open = true; });
+one("painting").addEventListener("submit", (event) => paint(event).catch((error) => { one("said").textContent = String(error); }));
+addEventListener("hashchange", arrive);
 fetch("/openapi.json").then((response) => response.json()).then(show).catch((error) => {
   one("about").textContent = String(error);
 });

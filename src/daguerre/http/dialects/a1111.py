@@ -6,6 +6,7 @@ an interrupt ends.
 
 import asyncio
 import base64
+import contextlib
 import json
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -20,7 +21,8 @@ from starlette.routing import BaseRoute, Route
 from daguerre import imaging, infotext, recipe
 from daguerre.errors import DaguerreError, FieldError, InvalidRecipe, JobCancelled, ModelNotFound
 from daguerre.http import problems, wire
-from daguerre.http.exchange import client_of, is_urgent, paint, read_pictures
+from daguerre.http.document.bodies import SdError, SdInfo, SdOptions, SdProgress, SdState
+from daguerre.http.exchange import as_json, client_of, is_urgent, paint, read_pictures
 from daguerre.http.state import State
 from daguerre.job import Job, Status
 from daguerre.jobs.inputs import Inputs, decoded, unwrapped
@@ -41,8 +43,14 @@ FIELDS = {
     "seed": "seed",
     "denoising_strength": "strength",
 }
+#: Theirs of what is not said in one field, for errors.
+THEIRS = {"count": "batch_size", "scheduler": "sampler_name"}
 #: Their names of the schedules of sigmas that change which sampler of ours is meant.
 SCHEDULES = {"karras": " Karras"}
+#: What FastAPI reads as yes in a query.
+TRUE = ("true", "1", "on", "yes")
+#: Seconds that an answer waits for a preview of this moment, before it gives the one before.
+LOOK = 0.5
 #: Clients whose choice of a checkpoint is remembered.
 MAX_CLIENTS = 1024
 
@@ -65,9 +73,9 @@ def spoken(endpoint: Endpoint) -> Endpoint:
 def failure(error: DaguerreError, request_id: str) -> Response:
     """The error as AUTOMATIC1111 tells its own."""
     plain = problems.answer(error, request_id)
-    body = {"error": type(error).__name__, "detail": error.message, "body": "", "errors": error.message}
+    body = SdError(error=type(error).__name__, detail=error.message, body="", errors=error.message)
     kept = {name: value for name, value in plain.headers.items() if name == "retry-after"}
-    return JSONResponse(body, plain.status_code, kept | problems.challenge(error, "Basic"))
+    return as_json(body, plain.status_code, kept | problems.challenge(error, "Basic"))
 
 
 async def txt2img(request: Request[State]) -> Response:
@@ -135,7 +143,7 @@ def _draft(fields: Mapping[str, Any], inputs: Inputs | None, model: str | None) 
         ours |= {"image": "", **({} if inputs.mask is None else {"mask": ""})}
     ours["prompt"] = ours.get("prompt") or "a picture"  # theirs may be empty
     ours["count"] = _times(fields.get("batch_size"), "batch_size") * _times(fields.get("n_iter"), "n_iter")
-    ours |= {"model": model, "scheduler": _sampler(fields), "prompt_syntax": "a1111"}
+    ours |= {"model": model, "scheduler": _sampler(fields), "style": _style(fields), "prompt_syntax": "a1111"}
     settings = fields.get("override_settings")
     skip = settings.get("CLIP_stop_at_last_layers") if isinstance(settings, dict) else None
     if isinstance(skip, int) and skip > 1:
@@ -143,7 +151,7 @@ def _draft(fields: Mapping[str, Any], inputs: Inputs | None, model: str | None) 
     try:
         return recipe.parse(ours)
     except InvalidRecipe as error:
-        theirs = {name: their for their, name in FIELDS.items()} | {"count": "batch_size", "scheduler": "sampler_name"}
+        theirs = {name: their for their, name in FIELDS.items()} | THEIRS
         raise InvalidRecipe([FieldError(theirs.get(e.field, e.field), e.message) for e in error.errors]) from None
 
 
@@ -153,6 +161,15 @@ def _times(value: Any, name: str) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= recipe.MAX_COUNT:
         raise InvalidRecipe([FieldError(name, f"must be a whole number from 1 to {recipe.MAX_COUNT}")])
     return value
+
+
+def _style(fields: Mapping[str, Any]) -> str | None:
+    """The style, which is one of the list that clients are given."""
+    styles = fields.get("styles") or []
+    names = [style for style in styles if style not in ("", "None")] if isinstance(styles, list) else [styles]
+    if not all(isinstance(name, str) for name in names) or len(names) > 1:
+        raise InvalidRecipe([FieldError("styles", "must be a list with the name of one style at most")])
+    return names[0] if names else None
 
 
 def _sampler(fields: Mapping[str, Any]) -> str | None:
@@ -237,8 +254,8 @@ def _info(job: Job) -> dict[str, Any]:
         "extra_generation_params": {},
         "index_of_first_image": 0,
         "infotexts": [infotext.infotext(whole, seed) for seed in seeds],
-        "styles": [],
-        "job_timestamp": f"{datetime.fromtimestamp(job.created_at, UTC):%Y%m%d%H%M%S}",
+        "styles": [] if whole.style is None else [whole.style],
+        "job_timestamp": _timestamp(job),
         "clip_skip": whole.clip_skip + 1,
         "is_using_inpainting_conditioning": False,
         "version": f"daguerre {__version__}",
@@ -246,37 +263,63 @@ def _info(job: Job) -> dict[str, Any]:
 
 
 async def progress(request: Request[State]) -> Response:
-    """``GET /sdapi/v1/progress``: of the caller's own jobs, the oldest first."""
-    mine = request.state["service"].unfinished_of(client_of(request))
-    running = next((job for job in mine if job.status is Status.RUNNING), None)
-    fraction = running.step / running.steps if running is not None and running.steps else 0.0
-    passed = 0.0 if running is None or running.started_at is None else time.time() - running.started_at
-    state = {
-        "skipped": False,
-        "interrupted": False,
-        "stopping_generation": False,
-        "job": mine[0].id if mine else "",
-        "job_count": len(mine),
-        "job_timestamp": f"{datetime.fromtimestamp(mine[0].created_at, UTC):%Y%m%d%H%M%S}" if mine else "0",
-        "job_no": 0,
-        "sampling_step": running.step if running else 0,
-        "sampling_steps": running.steps if running else 0,
-    }
-    body = {
-        "progress": min(1.0, 0.01 + fraction / len(mine)) if mine else 0.0,
-        "eta_relative": passed / fraction - passed if fraction else 0.0,
-        "state": state,
-        "current_image": None,
-        "textinfo": None,
-    }
-    return JSONResponse(body)
+    """``GET /sdapi/v1/progress``: of all the caller's own jobs; ``state`` and the preview are of the one at hand."""
+    service = request.state["service"]
+    mine = service.unfinished_of(client_of(request))
+    at_hand = next((job for job in mine if job.status is Status.RUNNING), mine[0] if mine else None)
+    wants_image = request.query_params.get("skip_current_image", "").lower() not in TRUE
+    preview = text = None
+    if at_hand is not None and at_hand.status is Status.QUEUED:
+        text = f"In queue: {service.place(at_hand).position}/{service.waiting}"
+    elif at_hand is not None and wants_image:
+        preview = await _preview(request, at_hand)
+    done = sum(job.step / job.steps for job in mine if job.steps)
+    body = SdProgress(
+        progress=min(1.0, 0.01 + done / len(mine)) if mine else 0.0,
+        eta_relative=round(max((service.place(job).eta for job in mine), default=0.0), 1),
+        state=_state(at_hand, len(mine)),
+        current_image=None if preview is None else base64.b64encode(preview).decode(),
+        textinfo=text,
+    )
+    return as_json(body)
+
+
+def _state(job: Job | None, jobs: int) -> SdState:
+    """A job as theirs tells of it: the steps of a batch count once, since its pictures are painted together."""
+    pictures = 1 if job is None else job.recipe.count
+    return SdState(
+        skipped=False,
+        interrupted=False,
+        stopping_generation=False,
+        job="" if job is None else job.id,
+        job_count=jobs,
+        job_timestamp="0" if job is None else _timestamp(job),
+        job_no=0,
+        sampling_step=0 if job is None else job.step // pictures,
+        sampling_steps=0 if job is None else job.steps // pictures,
+    )
+
+
+def _timestamp(job: Job) -> str:
+    return f"{datetime.fromtimestamp(job.created_at, UTC):%Y%m%d%H%M%S}"
+
+
+async def _preview(request: Request[State], job: Job) -> bytes | None:
+    """What a running job's picture looks like by now. None is made for a client that does not ask."""
+    last = request.state["dispatch"].look(job.id)
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(LOOK), request.state["service"].follow(job) as states:
+            async for news in states:
+                if news.preview not in (None, last):
+                    return news.preview
+    return last
 
 
 async def interrupt(request: Request[State]) -> Response:
     """``POST /sdapi/v1/interrupt``: ends the caller's own jobs, and nobody else's."""
     for job in request.state["service"].unfinished_of(client_of(request)):
         request.state["service"].cancel(job.id)
-    return JSONResponse({})
+    return as_json({})
 
 
 async def skip(request: Request[State]) -> Response:
@@ -285,14 +328,14 @@ async def skip(request: Request[State]) -> Response:
     running = next((job for job in mine if job.status is Status.RUNNING), None)
     if running is not None:
         request.state["service"].cancel(running.id)
-    return JSONResponse(None)
+    return as_json(None)
 
 
 async def options(request: Request[State]) -> Response:
     """``GET /sdapi/v1/options``."""
     chosen = request.state["checkpoints"].get(client_of(request))
     model = request.state["service"].catalog.model(chosen)
-    return JSONResponse({"sd_model_checkpoint": model.name, "samples_format": "png", "CLIP_stop_at_last_layers": 1})
+    return as_json(SdOptions(sd_model_checkpoint=model.name, samples_format="png", CLIP_stop_at_last_layers=1))
 
 
 async def set_options(request: Request[State]) -> Response:
@@ -303,7 +346,7 @@ async def set_options(request: Request[State]) -> Response:
         chosen[client_of(request)] = request.state["service"].catalog.model(_name(fields["sd_model_checkpoint"])).name
         if len(chosen) > MAX_CLIENTS:
             del chosen[next(iter(chosen))]
-    return JSONResponse(None)
+    return as_json(None)
 
 
 async def png_info(request: Request[State]) -> Response:
@@ -314,7 +357,7 @@ async def png_info(request: Request[State]) -> Response:
     loop = asyncio.get_running_loop()
     texts = await loop.run_in_executor(request.state["codec"], _texts, fields["image"])
     info = texts.pop(imaging.PARAMETERS, "")
-    return JSONResponse({"info": info, "items": texts, "parameters": infotext.parse(info)})
+    return as_json(SdInfo(info=info, items=texts, parameters=infotext.parse(info)))
 
 
 def _texts(encoded: str) -> dict[str, str]:

@@ -276,6 +276,8 @@ def _value(text: str) -> Any:
 
 def _inputs(form: Form) -> Inputs:
     """The picture to edit and its mask; in theirs what is transparent is painted anew, in ours what is white."""
+    if form.files.get("markup"):
+        raise InvalidRecipe([FieldError("markup", "is not offered here; a mask says what is to be painted anew")])
     data = form.only("image", "image[]")
     if data is None:
         raise InvalidRecipe([FieldError("image", "required")])

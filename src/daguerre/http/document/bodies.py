@@ -138,6 +138,7 @@ class SdTxt2Img(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     sampler_index: str | None = None
     scheduler: str | None = None
     send_images: bool | None = None
+    styles: Annotated[list[str], Meta(max_length=1)] | None = None
     override_settings: SdOverride | None = None
 
 
@@ -159,7 +160,7 @@ class SdPictures(msgspec.Struct, frozen=True):
 
 
 class SdState(msgspec.Struct, frozen=True):
-    """Where the caller's oldest job stands."""
+    """Where the caller's job at hand stands, and how many are unfinished."""
 
     skipped: bool
     interrupted: bool
@@ -173,7 +174,7 @@ class SdState(msgspec.Struct, frozen=True):
 
 
 class SdProgress(msgspec.Struct, frozen=True):
-    """How far the caller's jobs are, from 0 to 1; the time left is in seconds."""
+    """How far the caller's jobs are, from 0 to 1, the seconds left, and a small JPEG of the picture in base64."""
 
     progress: float
     eta_relative: float
@@ -269,6 +270,13 @@ class SdMemory(msgspec.Struct, frozen=True):
 
     ram: SdRam
     cuda: dict[str, Any]
+
+
+class SdScripts(msgspec.Struct, frozen=True):
+    """Scripts by what they are for."""
+
+    txt2img: list[str]
+    img2img: list[str]
 
 
 class SdEmbeddings(msgspec.Struct, frozen=True):

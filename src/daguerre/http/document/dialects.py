@@ -1,9 +1,10 @@
 """Owns the table of the dialects' routes: what the document says of each."""
 
+import dataclasses
 from typing import Any
 
 from daguerre import errors
-from daguerre.http.dialects import a1111, openai
+from daguerre.http.dialects import a1111, a1111_lists, openai
 from daguerre.http.document import bodies
 from daguerre.http.document.operation import (
     ENDED,
@@ -18,6 +19,7 @@ from daguerre.http.document.operation import (
     Envelope,
     Lines,
     Operation,
+    Parameter,
 )
 
 OPENAI = Envelope(openai.failure, bodies.OpenAIError)
@@ -45,6 +47,7 @@ def _painted(summary: str, kind: Any) -> Operation:
 
 
 _TAG = "AUTOMATIC1111's API"
+_SKIP = Parameter("skip_current_image", "query", bool, "Whether to do without a preview of the picture.")
 _PAINTED = ("X-Job-Id", "X-Process-Time")
 
 
@@ -63,7 +66,9 @@ TABLE: dict[str, Operation] = {
     "POST /v1/images/variations": _images("Paint a picture again, somewhat different.", bodies.VariationForm, FORM),
     "POST /sdapi/v1/txt2img": _painted("Paint from text.", bodies.SdTxt2Img),
     "POST /sdapi/v1/img2img": _painted("Paint from a picture, or into one.", bodies.SdImg2Img),
-    "GET /sdapi/v1/progress": _timed("How far the caller's jobs are.", bodies.SdProgress),
+    "GET /sdapi/v1/progress": dataclasses.replace(
+        _timed("How far the caller's jobs are.", bodies.SdProgress), parameters=(_SKIP,)
+    ),
     "POST /sdapi/v1/interrupt": _timed("Call the caller's jobs off.", dict[str, Any]),
     "POST /sdapi/v1/skip": _timed("Call off the caller's job that is being painted.", None),
     "GET /sdapi/v1/options": _timed(
@@ -89,23 +94,11 @@ TABLE: dict[str, Operation] = {
     "GET /sdapi/v1/loras": _told("The LoRAs.", list[bodies.SdLora]),
     "GET /sdapi/v1/embeddings": _told("Textual inversions.", bodies.SdEmbeddings),
     "GET /sdapi/v1/cmd-flags": _told("Flags of its command line: there are none.", dict[str, Any]),
-    **{
-        f"GET /sdapi/v1/{name}": _told("What is not here.", list[Any])
-        for name in (
-            "sd-vae",
-            "upscalers",
-            "latent-upscale-modes",
-            "face-restorers",
-            "realesrgan-models",
-            "hypernetworks",
-        )
-    },
-    **{
-        f"POST /sdapi/v1/{name}": _told("What is asked for happens by itself.", None)
-        for name in ("refresh-checkpoints", "refresh-embeddings", "refresh-loras", "refresh-vae")
-    },
+    "GET /sdapi/v1/scripts": _told("Scripts: there are none.", bodies.SdScripts),
+    **{f"GET /sdapi/v1/{name}": _told("What is not here.", list[Any]) for name in a1111_lists.ABSENT},
+    **{f"POST /sdapi/v1/{name}": _told("What is asked for happens by itself.", None) for name in a1111_lists.FRESH},
     **{
         f"POST /sdapi/v1/{name}": _told("Models come and go as they are needed.", dict[str, Any])
-        for name in ("unload-checkpoint", "reload-checkpoint")
+        for name in a1111_lists.PLACED
     },
 }

@@ -62,6 +62,8 @@ TOLD: dict[type, Any] = {
     bodies.ModelName: {"model_id": "demo-xl"},
     bodies.LoraName: {"name": "papercut"},
     bodies.ImagesRequest: {"prompt": _RECIPE.prompt, "size": "256x256", "response_format": "b64_json"},
+    bodies.EditForm: {"prompt": "a blue square", "image": "…", "strength": 0.6},
+    bodies.VariationForm: {"image": "…", "n": 2},
     bodies.SdTxt2Img: {"prompt": _RECIPE.prompt, "steps": 20, "width": 256, "height": 256},
     bodies.SdImg2Img: {"prompt": _RECIPE.prompt, "init_images": ["iVBORw0KGgo…"], "denoising_strength": 0.6},
 }

@@ -238,7 +238,7 @@ TABLE: dict[str, Operation] = {
     "GET /docs/{filename}": Operation(
         "What the page is made of.",
         "Running it",
-        (Answer(200, "A file.", {"text/css": Lines, "text/javascript": Lines}),),
+        (Answer(200, "A file.", {"text/css": Lines, "text/javascript": Lines, "image/svg+xml": Lines}),),
         parameters=(FILENAME,),
         raised=(errors.RouteNotFound,),
     ),
