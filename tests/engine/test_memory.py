@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from harness import THIRD_PARTY, assert_parity, count_forwards, job, paint_all
+from harness import THIRD_PARTY, assert_parity, count_forwards, job, paint_all, plain_rows
 
 from daguerre.catalog import Catalog
 from daguerre.engine.pipelines import Timer, load
@@ -66,6 +66,17 @@ def test_out_of_memory_while_decoding_denoises_nothing_again(models: Catalog) ->
     assert_parity(jobs, outcomes)
     guided = 2
     assert sum(rows) == guided * sum(_forwards(j.recipe.scheduler, 5) for j in jobs)
+
+
+def test_one_picture_that_never_decodes_fails_alone(models: Catalog) -> None:
+    """Not in tiles either: ``out_of_memory``, without another forward; the next picture is right."""
+    large, other = (job(models.model("sd15"), "a bridge", width=side, height=side) for side in (64, 32))
+    with _no_memory("Decoder", lambda sample, _: sample.shape[-1] > tiny.SIDE // 2) as failed:
+        outcomes, rows = paint_all([large, other])
+    assert isinstance(outcomes[large.id].error, OutOfMemory)
+    assert len(failed) == 2
+    assert sum(rows) == 2 * sum(plain_rows(other))
+    assert_parity([other], {other.id: outcomes[other.id]})
 
 
 def _forwards(sampler: str, steps: int) -> int:
