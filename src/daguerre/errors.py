@@ -376,7 +376,7 @@ class NoPicture(JobEnded):
 
 
 class BadOutput(JobFailed):
-    """The picture came out as not-a-number; the usual cause is a VAE run in float16."""
+    """The picture came out black or as not-a-number; the usual cause is a VAE run in float16."""
 
     code = "bad_output"
 

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from harness import Paint, Picture, paint_all, paint_in_step
+from harness import FloatPixels, Paint, Picture, paint_all, paint_in_step
 
 from daguerre import catalog
 from daguerre.catalog import Catalog
+from daguerre.engine import pipelines
 
 
 @pytest.fixture(scope="package", autouse=True)
@@ -19,6 +20,14 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="package", autouse=True)
+def float_pixels() -> Iterator[None]:
+    """What the engine paints is kept in floats too, for these are what is compared."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipelines, "HostPixels", FloatPixels)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,7 @@ from typing import Any, Self
 
 import compel
 import diffusers
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -22,8 +23,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from daguerre.catalog import Model
-from daguerre.engine import Engine, EngineDied, Event, Painted, RunEnded, Stepped, Submission, ip_adapters
-from daguerre.engine.pipelines import Pipeline, Timer, load
+from daguerre.engine import Engine, EngineDied, Event, Painted, Pixels, RunEnded, Stepped, Submission, ip_adapters
+from daguerre.engine.pipelines import HostPixels, Pipeline, Timer, load
 from daguerre.engine.rendezvous import Call, Meeting, Run
 from daguerre.engine.scheduler import bucket
 from daguerre.errors import BadOutput, DaguerreError
@@ -33,6 +34,7 @@ from daguerre.references import IpAdapter
 from daguerre.samplers import samplers_for
 
 Picture = NDArray[np.uint8]  # [H, W, 3]
+Floats = NDArray[np.float32]  # [H, W, 3], 0 to 1: a picture before it becomes 8 bit
 Paint = Callable[..., tuple[dict[str, "Outcome"], list[int]]]
 Mask = NDArray[np.uint8]  # [H, W]
 React = Callable[[Engine, Event], None]
@@ -43,6 +45,9 @@ THIRD_PARTY = [
     pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:__array_wrap__ must accept context:DeprecationWarning"),
 ]
+
+#: The largest difference, in any value from 0 to 1, of two pictures that are to be the same.
+SAME = 1e-4
 
 #: Seconds that the tests wait for the engine before they call it stuck.
 PATIENCE = 40.0
@@ -68,12 +73,27 @@ def job(
     return Submission(f"job-{next(_numbers)}", recipe, model, image, mask, adapters=adapters)
 
 
+class FloatPixels(HostPixels):
+    """The engine's pixels, which also keep what they were made of: 8 bits would hide small differences."""
+
+    def __init__(self, image: torch.Tensor) -> None:  # [3, H, W], 0 to 1
+        super().__init__(image)
+        self.floats = floats(image)
+
+
+def floats(image: torch.Tensor) -> Floats:
+    """A pipeline's picture, [3, H, W] from 0 to 1, in the order of pictures."""
+    array: Floats = image.detach().permute(1, 2, 0).numpy().copy()
+    return array
+
+
 @dataclass(slots=True)
 class Outcome:
     """What became of a submission. It is over when it has all its pictures, or its one error."""
 
     submission: Submission
     pictures: dict[int, Picture] = field(default_factory=dict)
+    floats: dict[int, Floats] = field(default_factory=dict)  # the same pictures
     steps: list[Stepped] = field(default_factory=list)
     error: DaguerreError | None = None
     ends: int = 0  # Painted of the last picture, and RunEnded: of both together there may only be one
@@ -90,21 +110,35 @@ class Outcome:
         (picture,) = self.pictures.values()
         return picture
 
+    @property
+    def exact(self) -> Floats:
+        """The same picture in floats."""
+        assert self.error is None, self.error
+        (picture,) = self.floats.values()
+        return picture
+
     def take(self, event: Event) -> None:
         """Writes an event of this job down."""
         match event:
             case Painted(index=index, pixels=pixels):
                 assert index not in self.pictures, "painted twice"
-                try:
-                    self.pictures[index] = pixels.array().copy()  # of its own: not the engine's tensor
-                except BadOutput as error:
-                    self.error = error
+                self._keep(index, pixels)
                 self.ends += len(self.pictures) + (self.error is not None) == self.submission.recipe.count
             case Stepped():
                 self.steps.append(event)
             case RunEnded(error=error):
                 self.error = error
                 self.ends += 1
+
+    def _keep(self, index: int, pixels: Pixels) -> None:
+        assert isinstance(pixels, FloatPixels)
+        try:
+            picture = pixels.array().copy()  # of its own: not the engine's tensor
+        except BadOutput as error:
+            self.error = error
+            return
+        assert np.array_equal(picture, np.round(pixels.floats * 255)), "8 bits of another picture"
+        self.pictures[index], self.floats[index] = picture, pixels.floats
 
 
 class Darkroom:
@@ -336,7 +370,7 @@ def _pipe(model: Model, mode: str) -> Any:
     return pipe
 
 
-def plain(submission: Submission, index: int = 0) -> Picture:
+def plain(submission: Submission, index: int = 0) -> Floats:
     """Picture ``index`` of a submission as the plain diffusers call paints it."""
     recipe = submission.recipe
     pipe = _pipe(submission.model, recipe.mode)
@@ -360,8 +394,25 @@ def plain(submission: Submission, index: int = 0) -> Picture:
         arguments["mask_image"] = Image.fromarray(submission.mask)
     image = pipe(**arguments).images[0]
     pipe.scheduler = own
-    picture: Picture = (image.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
-    return picture
+    return floats(image)
+
+
+def plain_rows(submission: Submission) -> list[int]:
+    """The rows of each denoiser forward that the plain call computes."""
+    return _plain_once(submission, 0)[1]
+
+
+def _plain_once(submission: Submission, index: int) -> tuple[Floats, list[int]]:
+    """The plain call's picture and rows, kept: most sets are painted in both ways."""
+    images = [None if array is None else array.tobytes() for array in (submission.image, submission.mask)]
+    key = (submission.model.path, msgspec.json.encode(submission.recipe), index, *images)
+    if key not in _plains:
+        with count_forwards() as rows:
+            _plains[key] = plain(submission, index), rows
+    return _plains[key]
+
+
+_plains: dict[Hashable, tuple[Floats, list[int]]] = {}
 
 
 def _prompts(pipe: Any, recipe: Recipe) -> dict[str, Any]:
@@ -444,21 +495,28 @@ def _encoded(pipe: Any, prompt: str) -> Any:
     return pipe.text_encoder(tokens.input_ids, output_hidden_states=True)
 
 
-def difference(one: Picture, other: Picture) -> int:
+def difference(one: Picture | Floats, other: Picture | Floats) -> float:
     """The largest difference of two pictures, in levels of 0 to 255."""
-    assert one.shape == other.shape
-    return int(np.abs(one.astype(int) - other.astype(int)).max())
+    assert (one.shape, one.dtype) == (other.shape, other.dtype)
+    levels = 1 if one.dtype == np.uint8 else 255
+    return levels * float(np.abs(one.astype(float) - other.astype(float)).max())
+
+
+def assert_same(painted: Floats, expected: Floats, about: object = None) -> None:
+    """Two pictures are one."""
+    assert (painted.shape, painted.dtype) == (expected.shape, expected.dtype)
+    assert float(np.abs(painted - expected).max()) <= SAME, about
 
 
 def assert_parity(submissions: Sequence[Submission], outcomes: dict[str, Outcome]) -> None:
-    """Each picture is the plain call's, to a level of 255; and no two are alike, or mixing them up would pass."""
-    expected: list[tuple[Recipe, Picture]] = []
+    """Each picture is the plain call's; and no two are alike, or mixing them up would pass."""
+    expected: list[tuple[Recipe, Floats]] = []
     for submission in submissions:
         outcome = outcomes[submission.id]
         assert outcome.error is None, (submission.recipe, outcome.error)
-        assert sorted(outcome.pictures) == list(range(submission.recipe.count))
-        for index, picture in outcome.pictures.items():
-            expected.append((submission.recipe, plain(submission, index)))
-            assert difference(picture, expected[-1][1]) <= 1, (submission.recipe, index)
+        assert sorted(outcome.floats) == list(range(submission.recipe.count))
+        for index, picture in outcome.floats.items():
+            expected.append((submission.recipe, _plain_once(submission, index)[0]))
+            assert_same(picture, expected[-1][1], (submission.recipe, index))
     for (recipe, one), (other_recipe, other) in itertools.combinations(expected, 2):
         assert one.shape != other.shape or difference(one, other) > 1, (recipe, other_recipe)

@@ -12,7 +12,7 @@ import lorafiles
 import original
 import pytest
 import torch
-from harness import THIRD_PARTY, Darkroom, difference, job, paint_all
+from harness import THIRD_PARTY, Darkroom, Floats, assert_same, difference, floats, job, paint_all
 from lorafiles import ATTENTION, CONVOLUTIONS, FEED_FORWARD, PROJECTIONS, Tensors, kohya, layers
 
 from daguerre import adapterfile, catalog
@@ -63,10 +63,10 @@ def pipe_of(model: Model) -> Any:
 
 
 @torch.no_grad()
-def plain(pipe: Any, submission: Submission) -> torch.Tensor:
-    """The picture as diffusers paints it, with whatever its layers have been changed by: [3, H, W]."""
+def plain(pipe: Any, submission: Submission) -> Floats:
+    """The picture as diffusers paints it, with whatever its layers have been changed by."""
     recipe = submission.recipe
-    image: torch.Tensor = pipe(
+    image = pipe(
         prompt=recipe.prompt,
         negative_prompt=recipe.negative_prompt or None,
         width=recipe.width,
@@ -76,12 +76,7 @@ def plain(pipe: Any, submission: Submission) -> torch.Tensor:
         generator=torch.Generator("cpu").manual_seed(recipe.seed),
         output_type="pt",
     ).images[0]
-    return image
-
-
-def levels(image: torch.Tensor) -> Any:
-    """A picture as the engine gives it."""
-    return (image.permute(1, 2, 0).numpy() * 255).round().astype("uint8")
+    return floats(image)
 
 
 @contextlib.contextmanager
@@ -111,10 +106,10 @@ def products(tensors: Tensors, names: dict[str, str], alpha: float = 2.0) -> Ten
     return found
 
 
-def painted(*submissions: Submission) -> list[Any]:
+def painted(*submissions: Submission) -> list[Floats]:
     """Their pictures, painted at one moment."""
     outcomes, _ = paint_all(submissions)
-    return [outcomes[submission.id].picture for submission in submissions]
+    return [outcomes[submission.id].exact for submission in submissions]
 
 
 @pytest.mark.parametrize("name", ["sd15", "sd21", "sdxl"])
@@ -123,12 +118,12 @@ def test_diffusers_own_layout(shelf: Shelf, name: str) -> None:
     pipe = pipe_of(shelf.catalog.model(name))
     path = shelf.put("style", lorafiles.diffusers_lora({"unet": layers(pipe.unet, ATTENTION + CONVOLUTIONS)}))
     submission, without = shelf.job(name, loras={"style": 0.7}), shelf.job(name)
-    bare = levels(plain(pipe, without))
+    bare = plain(pipe, without)
     pipe.load_lora_weights(path.parent, weight_name=path.name, adapter_name="style")
     pipe.set_adapters(["style"], [0.7])
     ours, ours_without = painted(submission, without)
-    assert difference(ours, levels(plain(pipe, submission))) <= 1
-    assert difference(ours_without, bare) <= 1
+    assert_same(ours, plain(pipe, submission))
+    assert_same(ours_without, bare)
     assert difference(ours, bare) > 8
 
 
@@ -142,7 +137,7 @@ def test_kohyas_layout(shelf: Shelf, name: str) -> None:
     pipe.load_lora_weights(path.parent, weight_name=path.name, adapter_name="style")
     pipe.set_adapters(["style"], [1.3])
     (ours,) = painted(submission)
-    assert difference(ours, levels(plain(pipe, submission))) <= 1
+    assert_same(ours, plain(pipe, submission))
 
 
 @pytest.mark.parametrize("prefix", ["lora_unet_", "diffusion_model."])
@@ -162,10 +157,10 @@ def test_the_names_of_the_original_checkpoint(shelf: Shelf, name: str, prefix: s
     shelf.put("style", tensors)
     submission = shelf.job(name, loras={"style": 0.4})
     with changed(pipe, products(tensors, {name: f"unet.{path}" for name, (path, _) in found.items()}), 0.4):
-        expected = levels(plain(pipe, submission))
+        expected = plain(pipe, submission)
     (ours,) = painted(submission)
-    assert difference(ours, expected) <= 1
-    assert difference(ours, levels(plain(pipe, submission))) > 8
+    assert_same(ours, expected)
+    assert difference(ours, plain(pipe, submission)) > 8
 
 
 def test_diffusers_layout_from_before_peft(shelf: Shelf) -> None:
@@ -183,8 +178,8 @@ def test_diffusers_layout_from_before_peft(shelf: Shelf) -> None:
     shelf.put("style", tensors)
     submission = shelf.job("sd15", loras={"style": 1.0})
     with changed(pipe, deltas):
-        expected = levels(plain(pipe, submission))
-    assert difference(painted(submission)[0], expected) <= 1
+        expected = plain(pipe, submission)
+    assert_same(painted(submission)[0], expected)
 
 
 #: Layers of the tiny FLUX as its makers name them, and as diffusers does: several where they were one.
@@ -241,12 +236,12 @@ def test_transformers_in_kohyas_layout(shelf: Shelf, name: str, original_names: 
             f"transformer.{path}": part for path, part in zip(original_names[flat], delta.split(rows), strict=True)
         }
     submission, without = shelf.job(name, loras={"style": 0.6}), shelf.job(name)
-    bare = levels(plain(pipe, without))
+    bare = plain(pipe, without)
     with changed(pipe, deltas, 0.6):
-        expected = levels(plain(pipe, submission))
+        expected = plain(pipe, submission)
     ours, ours_without = painted(submission, without)
-    assert difference(ours, expected) <= 1
-    assert difference(ours_without, bare) <= 1
+    assert_same(ours, expected)
+    assert_same(ours_without, bare)
     assert difference(ours, bare) > 8
 
 
@@ -259,7 +254,7 @@ def test_transformers_in_diffusers_layout(shelf: Shelf, name: str) -> None:
     submission = shelf.job(name, loras={"style": 0.8})
     pipe.load_lora_weights(path.parent, weight_name=path.name, adapter_name="style")
     pipe.set_adapters(["style"], [0.8])
-    assert difference(painted(submission)[0], levels(plain(pipe, submission))) <= 1
+    assert_same(painted(submission)[0], plain(pipe, submission))
 
 
 KINDS = {
@@ -282,10 +277,10 @@ def test_lycoris(shelf: Shelf, name: str, kind: str) -> None:
     shelf.put("style", tensors)
     submission = shelf.job(name, loras={"style": 0.5})
     with changed(pipe, deltas, 0.5):
-        expected = levels(plain(pipe, submission))
+        expected = plain(pipe, submission)
     (ours,) = painted(submission)
-    assert difference(ours, expected) <= 1
-    assert difference(ours, levels(plain(pipe, submission))) > 4
+    assert_same(ours, expected)
+    assert difference(ours, plain(pipe, submission)) > 4
 
 
 def test_a_core_between_the_matrices_of_a_lora(shelf: Shelf) -> None:
@@ -304,8 +299,8 @@ def test_a_core_between_the_matrices_of_a_lora(shelf: Shelf) -> None:
     shelf.put("style", tensors)
     submission = shelf.job("sd15", loras={"style": 1.0})
     with changed(pipe, deltas):
-        expected = levels(plain(pipe, submission))
-    assert difference(painted(submission)[0], expected) <= 1
+        expected = plain(pipe, submission)
+    assert_same(painted(submission)[0], expected)
 
 
 @pytest.mark.parametrize(("name", "encoders"), [("sd15", ("te",)), ("sdxl", ("te1", "te2")), ("flux", ("te1",))])
@@ -325,9 +320,9 @@ def test_text_encoders(shelf: Shelf, name: str, encoders: tuple[str, ...]) -> No
     for submission in jobs:
         weight = submission.recipe.loras[0].weight if submission.recipe.loras else 0.0
         with changed(pipe, deltas, weight):
-            expected.append(levels(plain(pipe, submission)))
+            expected.append(plain(pipe, submission))
     for ours, theirs in zip(painted(*jobs), expected, strict=True):
-        assert difference(ours, theirs) <= 1
+        assert_same(ours, theirs)
     assert difference(expected[0], expected[1]) > 2
 
 
@@ -359,8 +354,8 @@ def test_several_together_and_runs_without_any(shelf: Shelf) -> None:
             pipe.set_adapters([use.name for use in uses], [use.weight for use in uses])
         else:
             pipe.disable_lora()
-        theirs = levels(plain(pipe, submission))
-        assert difference(outcomes[submission.id].picture, theirs) <= 1, uses
+        theirs = plain(pipe, submission)
+        assert_same(outcomes[submission.id].exact, theirs, uses)
     assert max(rows) > 2  # those that agree shared forwards
 
 
@@ -374,10 +369,10 @@ def test_after_switching_back_nothing_is_left(shelf: Shelf) -> None:
         for turn in range(3):
             for name in ("", "small", "large"):
                 submission = shelf.job("sd15", loras={name: 1.0} if name else {}, reproducible=True)
-                seen[name, turn] = room.paint(submission).picture
+                seen[name, turn] = room.paint(submission).exact
     for name in ("", "small", "large"):
         assert (seen[name, 1] == seen[name, 2]).all()
-        assert difference(seen[name, 0], seen[name, 1]) <= 1
+        assert_same(seen[name, 0], seen[name, 1])
     assert (seen["", 0] == seen["", 2]).all()
     assert difference(seen["small", 1], seen["large", 1]) > 8
 
@@ -428,7 +423,7 @@ def test_what_diffusers_writes_of_alpha(shelf: Shelf) -> None:
     submission = shelf.job("sd15", loras={"style": 0.3})
     pipe.load_lora_weights(path.parent, weight_name=path.name, adapter_name="style")
     pipe.set_adapters(["style"], [0.3])
-    assert difference(painted(submission)[0], levels(plain(pipe, submission))) <= 1
+    assert_same(painted(submission)[0], plain(pipe, submission))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -473,12 +468,12 @@ def test_a_file_that_is_replaced_is_read_again(shelf: Shelf) -> None:
     found = layers(pipe.unet, ATTENTION)
     shelf.put("style", lorafiles.diffusers_lora({"unet": found}, seed=1))
     with Darkroom() as room:
-        first = room.paint(shelf.job("sd15", loras={"style": 1.0})).picture
+        first = room.paint(shelf.job("sd15", loras={"style": 1.0})).exact
         path = shelf.put("style", lorafiles.diffusers_lora({"unet": found}, seed=2))
         submission = shelf.job("sd15", loras={"style": 1.0})
-        second = room.paint(submission).picture
+        second = room.paint(submission).exact
     pipe.load_lora_weights(path.parent, weight_name=path.name, adapter_name="style")
-    assert difference(second, levels(plain(pipe, submission))) <= 1
+    assert_same(second, plain(pipe, submission))
     assert difference(first, second) > 8
 
 
@@ -531,10 +526,10 @@ def test_models_that_make_room_for_one_another(shelf: Shelf) -> None:
         submission = shelf.job(name, loras={f"{name}-style": 0.7})
         pipe.load_lora_weights(path.parent, weight_name=path.name, adapter_name="style")
         pipe.set_adapters(["style"], [0.7])
-        jobs.append((name, levels(plain(pipe, submission))))
+        jobs.append((name, plain(pipe, submission)))
     with Darkroom(budgets=Budgets(device=1)) as room:
         for name, expected in [*jobs, *jobs]:
-            assert difference(room.paint(shelf.job(name, loras={f"{name}-style": 0.7})).picture, expected) <= 1
+            assert_same(room.paint(shelf.job(name, loras={f"{name}-style": 0.7})).exact, expected)
 
 
 def test_a_checkpoint_in_a_single_file(shelf: Shelf) -> None:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from harness import THIRD_PARTY, assert_parity, difference, job, paint_all
+from harness import THIRD_PARTY, assert_parity, assert_same, difference, job, paint_all
 from test_adapters import pipe_of
 
 from daguerre.catalog import Catalog
@@ -25,7 +25,7 @@ def test_without_marks_it_is_diffusers_own_encoding(models: Catalog, name: str) 
     outcomes, _ = paint_all([*jobs, *same])
     assert_parity(same, outcomes)
     for ours, theirs in zip(jobs, same, strict=True):
-        assert difference(outcomes[ours.id].picture, outcomes[theirs.id].picture) <= 1
+        assert_same(outcomes[ours.id].exact, outcomes[theirs.id].exact)
 
 
 @torch.no_grad()
@@ -105,6 +105,6 @@ def test_encoders_without_weights_say_so(models: Catalog) -> None:
     jobs.append(job(model, "a fox (red)"))
     outcomes, _ = paint_all(jobs)
     plain, weighted, same = (outcomes[submission.id] for submission in jobs)
-    assert difference(plain.picture, same.picture) <= 1
+    assert_same(plain.exact, same.exact)
     assert isinstance(weighted.error, InvalidRecipe)
     assert "no weights" in weighted.error.message

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from harness import THIRD_PARTY, assert_parity, count_forwards, job, paint_all
+from harness import THIRD_PARTY, Darkroom, assert_parity, count_forwards, job, paint_all, plain_rows
 
 from daguerre.catalog import Catalog
 from daguerre.engine.pipelines import Timer, load
@@ -66,6 +66,18 @@ def test_out_of_memory_while_decoding_denoises_nothing_again(models: Catalog) ->
     assert_parity(jobs, outcomes)
     guided = 2
     assert sum(rows) == guided * sum(_forwards(j.recipe.scheduler, 5) for j in jobs)
+
+
+def test_a_picture_that_cannot_be_decoded_fails_alone(models: Catalog) -> None:
+    """Not in tiles either: ``out_of_memory`` after two tries, without another forward; the next picture is right."""
+    bad, good = (job(models.model("sd15"), "a bridge", seed=seed) for seed in range(2))
+    with Darkroom() as darkroom:
+        with _no_memory("Decoder", lambda *_: True) as failed, count_forwards() as rows:
+            outcome = darkroom.paint(bad)
+        assert isinstance(outcome.error, OutOfMemory)
+        assert len(failed) == 2
+        assert rows == plain_rows(bad)
+        assert_parity([good], {good.id: darkroom.paint(good)})
 
 
 def _forwards(sampler: str, steps: int) -> int:

@@ -15,7 +15,7 @@ import pytest
 import torch
 import transformers
 from diffusers.loaders.single_file_utils import convert_flux_transformer_checkpoint_to_diffusers
-from harness import THIRD_PARTY, Darkroom, assert_parity, difference, job, paint_all, plain
+from harness import THIRD_PARTY, Darkroom, assert_parity, assert_same, job, paint_all, plain
 from safetensors.torch import load_file, save_file
 
 from daguerre import catalog
@@ -70,10 +70,10 @@ def test_a_checkpoint_paints_what_its_folder_paints(both: Catalog, name: str) ->
     fields: dict[str, Any] = {"width": 64, "height": 64, "prompt_syntax": "compel", "negative_prompt": "fog"}
     jobs = [job(both.model(f"{name}-{kind}"), "a (red)1.3 house by the sea", **fields) for kind in ("folder", "file")]
     outcomes, _ = paint_all(jobs)
-    folder, file = (outcomes[submission.id].picture for submission in jobs)
-    assert difference(folder, file) <= 1
-    assert difference(folder, plain(jobs[0])) <= 1
-    assert np.unique(folder).size > 20
+    folder, file = (outcomes[submission.id] for submission in jobs)
+    assert_same(folder.exact, file.exact)
+    assert_same(folder.exact, plain(jobs[0]))
+    assert np.unique(folder.picture).size > 20
 
 
 def _on_meta(kind: Any, **config: Any) -> Any:

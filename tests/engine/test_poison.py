@@ -2,16 +2,19 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from harness import THIRD_PARTY, Darkroom, assert_parity, job, paint_all, plain
+from lorafiles import ATTENTION, diffusers_lora, layers
+from test_adapters import Shelf, pipe_of
 
 from daguerre.catalog import Catalog, Model
 from daguerre.engine import ModelReady
 from daguerre.engine.engine import FAILURES
-from daguerre.errors import BadOutput, JobFailed
+from daguerre.errors import BadOutput, InvalidRecipe, JobFailed
 
 pytestmark = THIRD_PARTY
 
@@ -72,6 +75,28 @@ def test_one_in_eight_fails_alone(models: Catalog, where: str) -> None:
     with poison():
         outcomes, rows = paint_all([*good[:4], bad, *good[4:]])
     assert type(outcomes[bad.id].error) is error
+    assert_parity(good, {one.id: outcomes[one.id] for one in good})
+    assert max(rows) > 2
+
+
+@pytest.mark.parametrize("harm", ["other shapes", "not a number"])
+def test_a_bad_lora_in_eight_fails_alone(models: Catalog, tmp_path: Path, harm: str) -> None:
+    """Its file is no longer the one that was accepted: the picture that wears it fails, no other."""
+    shelf = Shelf(tmp_path, models.model("sd15").path.parent)
+    own, other = (pipe_of(shelf.catalog.model(name)).unet for name in ("sd15", "sdxl"))
+    tensors = diffusers_lora({"unet": layers(own, ATTENTION)})
+    shelf.put("style", tensors)
+    bad = shelf.job("sd15", "a crane", {"style": 0.8}, scheduler="euler", steps=3)
+    if harm == "other shapes":
+        tensors = diffusers_lora({"unet": layers(other, ATTENTION)})
+    else:
+        next(iter(tensors.values()))[0, 0] = torch.nan
+    shelf.put("style", tensors)
+    good = [shelf.job("sd15", "a heron", seed=seed, scheduler="euler", steps=3) for seed in range(7)]
+    outcomes, rows = paint_all([*good[:4], bad, *good[4:]])
+    error = outcomes[bad.id].error
+    assert isinstance(error, InvalidRecipe)
+    assert [problem.field for problem in error.errors] == ["loras"]
     assert_parity(good, {one.id: outcomes[one.id] for one in good})
     assert max(rows) > 2
 

@@ -1,11 +1,10 @@
 """IP-Adapters: parity with diffusers' own, company of runs with and without, who is on when, and whose memory it is."""
 
-import contextlib
 import gc
 import hashlib
 import shutil
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,19 @@ import ipfiles
 import numpy as np
 import pytest
 import torch
-from harness import THIRD_PARTY, Darkroom, Picture, assert_parity, difference, job, paint_all, paint_in_step
+from harness import (
+    THIRD_PARTY,
+    Darkroom,
+    Floats,
+    Picture,
+    assert_parity,
+    assert_same,
+    difference,
+    floats,
+    job,
+    paint_all,
+    paint_in_step,
+)
 from harness import plain as without
 from PIL import Image
 from safetensors.torch import load_file
@@ -32,8 +43,6 @@ from daguerre.samplers import samplers_for
 
 pytestmark = THIRD_PARTY
 
-#: The largest difference between two pictures of values from 0 to 1 that are to be the same.
-SAME = 1e-4
 PREFIXES = {"ip_adapter_proj_model": "image_proj", "image_proj": "image_proj"}
 
 
@@ -71,26 +80,10 @@ def seeing(shelf: References, submission: Submission, *references: Reference, ad
     return Submission(s.id, s.recipe, s.model, s.image, s.mask, s.client, s.adapters, wanted, references)
 
 
-@contextlib.contextmanager
-def decoded() -> Iterator[list[torch.Tensor]]:
-    """Every picture that an autoencoder decodes meanwhile, [3, H, W] from 0 to 1: what uint8 would hide is seen."""
-    found: list[torch.Tensor] = []
-
-    def keep(module: torch.nn.Module, _args: Any, output: Any) -> None:
-        if type(module).__name__ == "Decoder":
-            found.append((output[0] / 2 + 0.5).clamp(0, 1).clone())
-
-    handle = torch.nn.modules.module.register_module_forward_hook(keep)
-    try:
-        yield found
-    finally:
-        handle.remove()
-
-
 @torch.no_grad()
 def diffusers_paints(
     submission: Submission, name: str, mode: str = "txt2img", change: Callable[[Any], object] = lambda _: None
-) -> torch.Tensor:
+) -> Floats:
     """The picture of a plain pipeline into which diffusers itself has put the IP-Adapter, once for each reference."""
     model, recipe, references = submission.model, submission.recipe, submission.references
     folder = model.path.parent / "ip-adapters"
@@ -114,7 +107,7 @@ def diffusers_paints(
     given = {field: Image.fromarray(pixels) for field, pixels in images.items() if pixels is not None}
     if submission.image is not None:
         given["strength"] = recipe.strength
-    result: torch.Tensor = pipe(
+    image = pipe(
         prompt=recipe.prompt,
         negative_prompt=recipe.negative_prompt or None,
         width=recipe.width,
@@ -126,7 +119,7 @@ def diffusers_paints(
         output_type="pt",
         **given,
     ).images[0]
-    return result
+    return floats(image)
 
 
 def _state(tensors: dict[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:
@@ -140,12 +133,6 @@ def _state(tensors: dict[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor
     return state
 
 
-def assert_same(painted: torch.Tensor, expected: torch.Tensor) -> None:
-    """Two pictures of values from 0 to 1."""
-    assert painted.shape == expected.shape
-    assert float((painted - expected).abs().max()) <= SAME
-
-
 @pytest.mark.parametrize("name", ["sd15", "sd15-plus", "sdxl", "sdxl-plus", "flux"])
 @pytest.mark.parametrize("guidance", [4.0, 1.0])
 def test_parity_with_diffusers(models: Catalog, shelf: References, name: str, guidance: float) -> None:
@@ -154,10 +141,8 @@ def test_parity_with_diffusers(models: Catalog, shelf: References, name: str, gu
     for references in ([reference(1, 0.7)], [reference(1, 1.0), reference(2, 0.4)]):
         fields: dict[str, Any] = {"guidance_scale": guidance, "negative_prompt": "fog"}
         submission = seeing(shelf, job(model, "a red fox", **fields), *references, adapter=name)
-        with decoded() as found:
-            paint_all([submission])
-        (painted,) = found
-        assert_same(painted, diffusers_paints(submission, name))
+        outcomes, _ = paint_all([submission])
+        assert_same(outcomes[submission.id].exact, diffusers_paints(submission, name))
 
 
 @pytest.mark.parametrize("name", ["sd15", "sdxl", "flux"])
@@ -169,24 +154,18 @@ def test_starting_from_images(models: Catalog, shelf: References, photograph: Pi
     images = (photograph, mask if mode == "inpaint" else None)
     start = job(models.model(name), "a boat", *images, strength=0.8, steps=5)
     submission = seeing(shelf, start, reference(3))
-    with decoded() as found:
-        paint_all([submission])
-    assert_same(found[-1], diffusers_paints(submission, name, mode))
+    outcomes, _ = paint_all([submission])
+    assert_same(outcomes[submission.id].exact, diffusers_paints(submission, name, mode))
 
 
 @pytest.mark.parametrize("name", ["sd15", "sdxl", "flux"])
 def test_scale_nothing_is_no_adapter_and_scale_acts(models: Catalog, shelf: References, name: str) -> None:
     """To the bit at 0; and the more scale, the further away."""
     bare = job(models.model(name), "a red fox")
-    pictures = []
-    for scale in (0.0, 0.3, 1.0):
-        with decoded() as found:
-            paint_all([seeing(shelf, bare, reference(1, scale))])
-        pictures += found
-    with decoded() as found:
-        paint_all([bare])
-    assert torch.equal(pictures[0], found[0])
-    distances = [float((one - pictures[0]).abs().mean()) for one in pictures]
+    submissions = [seeing(shelf, bare, reference(1, scale)) for scale in (0.0, 0.3, 1.0)]
+    pictures = [paint_all([submission])[0][submission.id].exact for submission in (*submissions, bare)]
+    assert np.array_equal(pictures[0], pictures[3])
+    distances = [float(np.abs(one - pictures[0]).mean()) for one in pictures]
     assert 0.001 < distances[1] < distances[2]
 
 
@@ -204,8 +183,7 @@ def test_company_with_and_without(models: Catalog, shelf: References, name: str)
     outcomes, rows = paint_all([looking[0], bare[0], looking[1], bare[1], *looking[2:], bare[2]])
     assert_parity(bare, outcomes)
     for submission in looking:
-        expected = (diffusers_paints(submission, name).permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
-        assert difference(outcomes[submission.id].picture, expected) <= 1
+        assert_same(outcomes[submission.id].exact, diffusers_paints(submission, name))
     assert max(rows) > min(rows)
 
 
@@ -225,8 +203,7 @@ def test_runs_of_one_scale_share_forwards(models: Catalog, shelf: References, na
     assert len(paint_in_step([*same, *jobs(reference(1)), *jobs()])[1]) == 12
     assert len(paint_in_step([*jobs(reference(1, 0.5))[:1], *jobs(reference(1))[:1]])[1]) == 8
     for submission in same:
-        expected = (diffusers_paints(submission, name).permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
-        assert difference(outcomes[submission.id].picture, expected) <= 1
+        assert_same(outcomes[submission.id].exact, diffusers_paints(submission, name))
 
 
 def test_a_run_alone_takes_as_many_forwards_as_without(models: Catalog, shelf: References) -> None:
@@ -265,8 +242,7 @@ def test_two_adapters_of_one_model_go_together(models: Catalog, shelf: Reference
     ]
     outcomes, _ = paint_all(jobs)
     for submission, name in zip(jobs, ("sd15", "sd15-plus") * 2, strict=True):
-        expected = (diffusers_paints(submission, name).permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
-        assert difference(outcomes[submission.id].picture, expected) <= 1
+        assert_same(outcomes[submission.id].exact, diffusers_paints(submission, name))
 
 
 def test_a_reproducible_run_in_company(models: Catalog, shelf: References) -> None:
@@ -294,8 +270,7 @@ def test_with_a_lora(models: Catalog, shelf: References, tmp_path: Path) -> None
     looking = seeing(shelf, job(model, "a mill"), reference(1))
     outcomes, _ = paint_all([worn, both, looking, job(model, "a dam")])
     expected = diffusers_paints(both, "sd15", change=lambda pipe: pipe.unet.get_submodule(layer).weight.add_(up @ down))
-    shown = (expected.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
-    assert difference(outcomes[both.id].picture, shown) <= 1
+    assert_same(outcomes[both.id].exact, expected)
     for other in (worn, looking):
         assert difference(outcomes[both.id].picture, outcomes[other.id].picture) > 1
 
@@ -330,18 +305,16 @@ def test_leaving_the_device_takes_it_off(models: Catalog, shelf: References) -> 
         for seed in range(2):
             for name in ("sd15", "sdxl"):
                 submission = seeing(shelf, job(models.model(name), "a mill", seed=seed), reference(1))
-                outcome = darkroom.paint(submission)
-                expected = (diffusers_paints(submission, name).permute(1, 2, 0).numpy() * 255).round()
-                assert difference(outcome.picture, expected.astype(np.uint8)) <= 1
+                assert_same(darkroom.paint(submission).exact, diffusers_paints(submission, name))
 
 
 @pytest.mark.parametrize("plan", ["encoders", "model", "group"])
 def test_on_models_that_come_in_parts(models: Catalog, shelf: References, plan: Any) -> None:
     """Under every memory plan the IP-Adapter is there when its attentions compute."""
     submission = seeing(shelf, job(models.model("sdxl"), "a mill"), reference(1))
-    with decoded() as found, Darkroom(budgets=Budgets(offload=plan)) as darkroom:
-        assert darkroom.paint(submission).error is None
-    assert_same(found[-1], diffusers_paints(submission, "sdxl"))
+    with Darkroom(budgets=Budgets(offload=plan)) as darkroom:
+        painted = darkroom.paint(submission).exact
+    assert_same(painted, diffusers_paints(submission, "sdxl"))
 
 
 def test_an_adapter_that_fits_no_longer_fails_its_job_alone(models: Catalog, shelf: References) -> None:
@@ -354,7 +327,7 @@ def test_an_adapter_that_fits_no_longer_fails_its_job_alone(models: Catalog, she
     outcomes, _ = paint_all([bad, good])
     assert isinstance(outcomes[bad.id].error, InvalidRecipe)
     assert "does not fit" in str(outcomes[bad.id].error)
-    assert difference(outcomes[good.id].picture, without(good)) <= 1
+    assert_same(outcomes[good.id].exact, without(good))
 
 
 def test_numbers_that_are_none_are_refused(models: Catalog, shelf: References, tmp_path: Path) -> None:

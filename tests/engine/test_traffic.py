@@ -11,7 +11,7 @@ import diffusers
 import ipfiles
 import pytest
 import torch
-from harness import THIRD_PARTY, Darkroom, Picture, difference
+from harness import THIRD_PARTY, Darkroom, Floats, assert_same
 from lorafiles import ATTENTION, diffusers_lora, layers
 from test_adapters import Shelf
 from test_references import reference, seeing
@@ -57,7 +57,7 @@ def traffic(tmp_path: Path, models: Catalog) -> list[Submission]:
 def _flow(traffic: list[Submission], seconds: float) -> tuple[int, int]:
     """Paints each alone, then at random in company for so long; gives how many pictures there were, and more bytes."""
     with Darkroom(budgets=Budgets(device=1, offload="none")) as darkroom:
-        alone = {one.id: darkroom.paint(one).picture for one in traffic}
+        alone = {one.id: darkroom.paint(one).exact for one in traffic}
     chance, painted = random.Random(11), 0
     with Darkroom() as darkroom:
         painted += _burst(darkroom, traffic, alone, chance, "warm")
@@ -69,14 +69,14 @@ def _flow(traffic: list[Submission], seconds: float) -> tuple[int, int]:
 
 
 def _burst(
-    darkroom: Darkroom, traffic: list[Submission], alone: dict[str, Picture], chance: random.Random, name: str
+    darkroom: Darkroom, traffic: list[Submission], alone: dict[str, Floats], chance: random.Random, name: str
 ) -> int:
     """Twenty at once, of which some come twice: each must be what it is alone."""
     of = {f"{name}-{number}": chance.choice(traffic) for number in range(20)}
     darkroom.submit(*(replace(one, id=job_id) for job_id, one in of.items()))
     outcomes = darkroom.outcomes()
     for job_id, one in of.items():
-        assert difference(outcomes[job_id].picture, alone[one.id]) <= 1, one
+        assert_same(outcomes[job_id].exact, alone[one.id], one)
     darkroom.forget()
     return len(of)
 

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 import torch
-from harness import THIRD_PARTY, Darkroom, difference, job, plain
+from harness import THIRD_PARTY, Darkroom, assert_same, job, plain
 
 from daguerre.catalog import Catalog, Model
 from daguerre.engine import ModelLoading, Tuning
@@ -37,7 +37,7 @@ def test_channels_last_paints_the_same(models: Catalog, name: str) -> None:
     """To rounding."""
     one = job(models.model(name), "a heron")
     with Darkroom(tuning=Tuning(channels_last=True)) as darkroom:
-        assert difference(darkroom.paint(one).picture, plain(one)) <= 1
+        assert_same(darkroom.paint(one).exact, plain(one))
 
 
 @pytest.mark.long
@@ -53,7 +53,7 @@ def test_a_compiled_denoiser_paints_the_same(models: Catalog, name: str, how: Co
         outcomes = darkroom.outcomes()
         assert any(isinstance(event, ModelLoading) and event.stage == "warming up" for event in darkroom.events)
     for one in jobs:
-        assert difference(outcomes[one.id].picture, plain(one)) <= 1
+        assert_same(outcomes[one.id].exact, plain(one))
 
 
 @pytest.fixture

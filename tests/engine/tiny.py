@@ -118,7 +118,8 @@ def _sd3() -> Any:
         pos_embed_max_size=16,
     )
     return diffusers.StableDiffusion3Pipeline(
-        transformer=_loud(transformer),
+        # No norms before its attention: louder, the softmax is a switch, and rounding becomes thousandths of a picture.
+        transformer=_loud(transformer, embedders=None),
         vae=_autoencoder(latent_channels=16, use_quant_conv=False, use_post_quant_conv=False, shift_factor=0.0),
         text_encoder=_clip(transformers.CLIPTextModelWithProjection),
         tokenizer=_clip_tokenizer(),
@@ -262,9 +263,10 @@ def _t5_tokenizer() -> Any:
     return transformers.T5TokenizerFast(vocab=list(_T5_VOCABULARY), extra_ids=0, model_max_length=512)
 
 
-def _loud(module: nn.Module, gain: float = 1.0) -> nn.Module:
+def _loud(module: nn.Module, gain: float = 1.0, embedders: float | None = 1.0) -> nn.Module:
     """Weights of a size that lets every input be heard at the output: norms stay, zeroed layers wake up."""
     for name, weight in module.named_parameters():
         if weight.ndim >= 2:
-            nn.init.normal_(weight, std=1.0 if "embed" in name else gain * weight[0].numel() ** -0.5)
+            is_apart = embedders is not None and "embed" in name
+            nn.init.normal_(weight, std=embedders if is_apart else gain * weight[0].numel() ** -0.5)
     return module

@@ -18,7 +18,7 @@ class Pixels(Protocol):
         """Waits for the copy and gives the picture, [H, W, 3].
 
         Raises:
-            BadOutput: the model painted not-a-number.
+            BadOutput: the model painted not-a-number, or nothing but black.
         """
         ...
 
