@@ -16,8 +16,10 @@ from benchmarks.goals import Goal
 from benchmarks.server import daguerre
 
 SLOW, GOOD = 2_000, 50
+#: Seconds in which the slow ones come; then all are there at once.
+COMING = 5.0
 #: Seconds for which the good clients ask alone, and among the slow ones; each asks so often in a second.
-SECONDS, RATE = 15.0, 4.0
+SECONDS, RATE = 20.0, 2.0
 #: The server's own bound on a request's arrival, below the ten seconds within which all is to be over.
 SETTINGS = {"receive_timeout": "9"}
 #: Seconds after which a connection that has not ended is counted as one that never does.
@@ -118,7 +120,7 @@ async def _answered(port: int) -> float:
 
 async def _endured(port: int, kind: "Kind", number: int) -> float | None:
     """Seconds from a slow connection's first moment to its end by the server, if there is one."""
-    await asyncio.sleep(number / SLOW)  # they come within a second
+    await asyncio.sleep(COMING * number / SLOW)
     began = time.perf_counter()
     reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1024)
     try:

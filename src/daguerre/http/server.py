@@ -7,6 +7,7 @@ import logging
 import resource
 import signal
 import socket
+import struct
 import time
 from collections.abc import Awaitable, Callable, Generator
 from typing import Any, Protocol
@@ -25,7 +26,7 @@ from daguerre.settings import Settings
 log = logging.getLogger(__name__)
 
 #: Seconds in which a client must take something of what waits for it.
-STUCK = 10.0
+STUCK = 8.0
 #: Bytes that the system holds for a connection at most.
 SEND_BUFFER = 256 * 1024
 
@@ -77,6 +78,9 @@ class Patience:
         if self._transport.get_write_buffer_size() < before:
             self.begin()
         else:
+            # With a reset: else the system would go on offering what is in its buffers, for minutes, to nobody.
+            connection = self._transport.get_extra_info("socket")
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self._transport.abort()
 
 
