@@ -24,6 +24,7 @@ NAMES = (
     "simulate",
     "lora_switch",
     "load",
+    "slow",
     "cancel",
     "prompt_cache",
     "moderation",

@@ -121,6 +121,7 @@ class Catalog:
         self._weights = weights
         self._default = default
         self._stamp: tuple[Any, ...] = ()
+        self._broken: dict[str, str] = {}
         self._read()
 
     def model(self, name: str | None = None) -> Model:
@@ -189,8 +190,9 @@ class Catalog:
                 log.warning("%s", problem)
 
     def _read(self) -> None:
+        before = _stamp(self._weights, self._broken)
         self._tables = entries.read(SHIPPED, self._weights / CATALOG_FILE)
-        self._broken: dict[str, str] = dict(self._tables.broken.get("models", {}))
+        self._broken = dict(self._tables.broken.get("models", {}))
         models = self._tables.of("models", Entry, self._broken)
         self._vaes = self._tables.of("vaes", Vae)
         self.styles: Mapping[str, Style] = self._tables.of("styles", Style)
@@ -198,7 +200,8 @@ class Catalog:
         # Other services know models by their repositories; of several in one, the name that sorts first is meant.
         self._aliases = {entry.repo: name for name, entry in sorted(models.items(), reverse=True) if entry.repo}
         self._aliases |= {alias: name for name, entry in models.items() for alias in entry.aliases}
-        self._stamp = _stamp(self._weights, self._broken)
+        after = _stamp(self._weights, self._broken)
+        self._stamp = after if after == before else ()  # what changed meanwhile may have been missed: once more
 
     def _made(self, models: Mapping[str, Entry]) -> Iterator[tuple[str, Model]]:
         found = {path.name if path.is_dir() else path.stem: path for path in _paths(self._weights)}

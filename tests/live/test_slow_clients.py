@@ -1,8 +1,11 @@
 """Clients that are slow, broken or rude end on their own account; the others are served meanwhile."""
 
+import resource
 import socket
 import time
+from pathlib import Path
 
+import httpx
 import pytest
 
 from server import Live, serving
@@ -121,3 +124,27 @@ def test_there_is_a_bound_on_connections(tmp_path_factory: pytest.TempPathFactor
         with live.ask() as client:
             assert client.get("/ping").status_code == 200
         assert live.stop() == 0
+
+
+def test_without_descriptors_connections_wait(tmp_path: Path) -> None:
+    """Who is connected is served at once, and the log does not fill up; who is not gets in when there is room again."""
+    with serving(tmp_path / "outputs") as live, live.ask() as client:
+        live.wait_ready()
+        assert client.get("/livez").status_code == 200
+        pid = live.process.pid
+        limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (len(list(Path(f"/proc/{pid}/fd").iterdir())), limits[1]))
+        late = [socket.create_connection(("127.0.0.1", live.port), timeout=30) for _ in range(5)]
+        end = time.monotonic() + 3
+        while time.monotonic() < end:
+            assert client.get("/livez").status_code == 200
+            time.sleep(0.05)
+        told = [line for line in live.log if "connections wait" in line]
+        assert len(told) == 1
+        assert not any("Traceback" in line for line in live.log)
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
+        for raw in late:
+            raw.sendall(b"GET /livez HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
+            assert _until_closed(raw).startswith(b"HTTP/1.1 200")
+            raw.close()
+        assert httpx.get(f"{live.address}/livez", timeout=30).status_code == 200

@@ -250,7 +250,7 @@ def test_what_was_heard_by_an_address(client: httpx.Client) -> None:
 
 
 def test_whoever_stops_reading_is_cut_off(live: Live, client: httpx.Client) -> None:
-    """After ten seconds in which nothing was taken; everybody else is served meanwhile, and slow is not stuck."""
+    """After eight seconds in which nothing was taken; everybody else is served meanwhile, and slow is not stuck."""
     # Noise, since that is what makes a picture's file large: more than is held for a connection.
     noise = io.BytesIO()
     Image.effect_noise((512, 512), 250).convert("RGB").save(noise, "PNG", compress_level=1)
@@ -279,10 +279,11 @@ def test_whoever_stops_reading_is_cut_off(live: Live, client: httpx.Client) -> N
 
 
 def _read(raw: socket.socket, most: int = 1 << 30) -> int:
-    """How many bytes come until the end, or until there are so many."""
+    """How many bytes come until the end, or until there are so many. Who is cut off is told so by a reset."""
     taken = 0
-    while taken < most and (part := raw.recv(1 << 20)):
-        taken += len(part)
+    with contextlib.suppress(ConnectionResetError):
+        while taken < most and (part := raw.recv(1 << 20)):
+            taken += len(part)
     return taken
 
 

@@ -297,3 +297,28 @@ def test_a_model_needs_the_vae_that_its_entry_names(tmp_path: Path) -> None:
     (vae / "config.json").write_text("{}")
     (vae / "diffusion_pytorch_model.safetensors").write_bytes(_file(GOOD))
     assert found.model().vae == vae
+
+
+def test_what_changes_while_it_is_read_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A broken file that is mended after the look at it, and before its date is noted down."""
+    weights = _folder(tmp_path / "model") / "unet" / "diffusion_pytorch_model.safetensors"
+    good = weights.read_bytes()
+    _folder(tmp_path / "other")
+    found = catalog.read(tmp_path, "other")
+    assert found.model("model").is_here
+    look = weightfile.vet_folder
+
+    def look_and_mend(folder: Path) -> int:
+        try:
+            return look(folder)
+        finally:
+            if folder.name == "model":
+                weights.write_bytes(good)
+
+    weights.write_bytes(good[:-4])
+    (tmp_path / "model").touch()
+    monkeypatch.setattr(weightfile, "vet_folder", look_and_mend)
+    with pytest.raises(CatalogError):
+        found.model("model")
+    monkeypatch.undo()
+    assert found.model("model").is_here

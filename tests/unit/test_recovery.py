@@ -12,7 +12,7 @@ from PIL import Image
 
 from daguerre import catalog, recipe
 from daguerre.embeddings import Embeddings
-from daguerre.errors import JobNotFound, KeyReused, ResultExpired
+from daguerre.errors import JobNotFound, KeyReused, QueueFull, ResultExpired
 from daguerre.job import Job, Status, new_id
 from daguerre.jobs.inputs import Inputs
 from daguerre.jobs.service import ATTEMPTS, JobService, Limits, Timeouts
@@ -231,3 +231,25 @@ def test_an_owner_sees_what_is_his_own(tmp_path: Path) -> None:
             await service.expect(job.id, "bea")
 
     _play(tmp_path, before)
+
+
+@pytest.mark.parametrize("days", [1, -1])
+def test_a_clock_that_is_set_ends_no_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, days: int) -> None:
+    """Deadlines and forecasts go by a clock that nobody sets."""
+    real = time.time
+
+    async def scene(service: JobService, _rows: JobRows) -> None:
+        job = await service.submit(DRAFT)
+        assert await service.queue.take() == job.id
+        monkeypatch.setattr(time, "time", lambda: real() + 86400 * days)
+        service.began(job.id)
+        await asyncio.sleep(0.1)
+        assert [one.status for one in service.unfinished] == [Status.RUNNING]
+        monkeypatch.setattr(time, "time", lambda: real() + 2 * 86400 * days)
+        assert await service.succeeded(job.id, images=())
+        await service.submit(DRAFT)
+        with pytest.raises(QueueFull) as refused:
+            await service.submit(DRAFT)
+        assert refused.value.retry_after < 60
+
+    _play(tmp_path, scene, queue_limit=1)

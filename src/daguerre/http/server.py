@@ -2,9 +2,13 @@
 
 import asyncio
 import contextlib
+import errno
 import logging
+import resource
 import signal
 import socket
+import struct
+import time
 from collections.abc import Awaitable, Callable, Generator
 from typing import Any, Protocol
 
@@ -22,9 +26,14 @@ from daguerre.settings import Settings
 log = logging.getLogger(__name__)
 
 #: Seconds in which a client must take something of what waits for it.
-STUCK = 10.0
+STUCK = 8.0
 #: Bytes that the system holds for a connection at most.
 SEND_BUFFER = 256 * 1024
+
+#: Descriptors that connections leave to everything else: pictures, the database, models.
+SPARE = 256
+#: Seconds between two lines of the log that say that there are none left.
+QUIET = 10.0
 
 #: Seconds in which streams tell their last, once no job is left.
 LAST_WORDS = 0.2
@@ -69,6 +78,9 @@ class Patience:
         if self._transport.get_write_buffer_size() < before:
             self.begin()
         else:
+            # With a reset: else the system would go on offering what is in its buffers, for minutes, to nobody.
+            connection = self._transport.get_extra_info("socket")
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self._transport.abort()
 
 
@@ -198,6 +210,25 @@ def _timeout_answer() -> bytes:
     return "\r\n".join([*head, "", ""]).encode() + bytes(response.body)
 
 
+class Exhaustion:
+    """Tells of connections for which no descriptor is left, but not each time: the loop may find thousands at once.
+
+    They are not lost: the loop tries again every second. Everything else goes to the log as always.
+    """
+
+    def __init__(self) -> None:
+        self._told_at = -QUIET
+
+    def __call__(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """The loop's exception handler."""
+        error = context.get("exception")
+        if not isinstance(error, OSError) or error.errno not in (errno.EMFILE, errno.ENFILE):
+            loop.default_exception_handler(context)
+        elif time.monotonic() - self._told_at > QUIET:
+            self._told_at = time.monotonic()
+            log.error("connections wait: %s", error.strerror)
+
+
 class Server(uvicorn.Server):
     """Stops by draining: jobs at hand get their answers, within the grace time, while connections are still open."""
 
@@ -207,6 +238,7 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[Any] | None = None) -> None:
         """Opens the port and tells the address."""
+        asyncio.get_running_loop().set_exception_handler(Exhaustion())
         await super().startup(sockets)
         host, port = self.servers[0].sockets[0].getsockname()[:2]
         log.info("listening on %s", f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
@@ -246,12 +278,25 @@ class Application(Protocol):
         """Takes no more work and sees the rest to its end."""
 
 
+def room_for(connections: int) -> int:
+    """Raises the limit on open descriptors for so many connections; gives how many there can be in any case."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = connections + SPARE
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return connections if soft == resource.RLIM_INFINITY else max(1, min(connections, soft - SPARE))
+
+
 def make_server(app: Application, settings: Settings) -> Server:
     """A server that has not begun to listen; ``run()`` returns when it has been told to stop and has drained."""
+    connections = room_for(settings.connection_limit)
+    if connections < settings.connection_limit:
+        log.warning("the limit on open files (ulimit -n) leaves room for %d connections", connections)
     config = Config(
         app,
         settings.receive_timeout,
-        settings.connection_limit,
+        connections,
         host=settings.host,
         port=settings.port,
         ws=StreamProtocol,

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import dataclasses
+import errno
 import logging
 from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +25,7 @@ from daguerre.engine import (
     Stepped,
     Submission,
 )
-from daguerre.errors import BadOutput, DaguerreError, JobFailed, NotReady
+from daguerre.errors import BadOutput, DaguerreError, DiskLow, JobFailed, NotReady
 from daguerre.job import Image, Job, Timings
 from daguerre.jobs import pictures
 from daguerre.jobs.service import JobService
@@ -209,9 +210,9 @@ class Dispatch:
             image, seconds = await loop.run_in_executor(self._codec, self._keep, job, painted)
         except DaguerreError as error:
             await self._fail(job, error)
-        except OSError:
+        except OSError as error:
             log.exception("job %s: its picture could not be written", job.id)
-            await self._fail(job, JobFailed("the picture could not be written; the server's log says why"))
+            await self._fail(job, _unwritten(error))
         else:
             gathered.add(painted, image, seconds)
             if job.id not in self._in_engine:  # the job was ended while this was written
@@ -220,7 +221,7 @@ class Dispatch:
                 await self._succeed(job, gathered)
 
     async def _succeed(self, job: Job, gathered: Gathered) -> None:
-        queued = (job.started_at or job.created_at) - job.created_at
+        queued = max(0.0, (job.started_at or job.created_at) - job.created_at)  # the clock may have been set back
         is_done = await self._service.succeeded(
             job.id,
             images=tuple(gathered.images[index] for index in sorted(gathered.images)),
@@ -257,6 +258,13 @@ class Dispatch:
         names = [image.filename for image in gathered.images.values()]
         if names:
             await asyncio.get_running_loop().run_in_executor(self._codec, self._files.drop, names)
+
+
+def _unwritten(error: OSError) -> DaguerreError:
+    """What a client may know of a picture that could not be written."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return DiskLow("there was no room for the picture on the server's disk", retry_after=60.0)
+    return JobFailed("the picture could not be written; the server's log says why")
 
 
 def _added(timings: Timings, painted: Painted, png_seconds: float) -> Timings:

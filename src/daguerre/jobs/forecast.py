@@ -1,5 +1,6 @@
 """Owns the forecast: where a job stands among those that are unfinished, and how long it is likely to take yet."""
 
+import time
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -24,18 +25,17 @@ class Forecast:
 
     def __init__(self) -> None:
         self._rate = UNKNOWN
-        self._last = 0.0  # Unix seconds at which a job was done
+        self._last = 0.0  # monotonic seconds at which a job was done
         self.seconds_a_job = 1.0
 
-    def done(self, job: Job) -> None:
-        """A job has its pictures. The time since the one before counts, or since its own beginning if that was later.
+    def done(self, job: Job, seconds: float) -> None:
+        """A job has its pictures, ``seconds`` after its beginning; the time since the one before counts if it is less.
 
         So jobs that share forwards make the rate larger, and idle times do not make it smaller.
         """
-        assert job.finished_at is not None
-        began = max(self._last, job.started_at or job.created_at)
-        self._last = job.finished_at
-        seconds = max(1e-3, job.finished_at - began)
+        now = time.monotonic()
+        seconds = max(1e-3, min(seconds, now - self._last))
+        self._last = now
         self._rate += BLEND * (work(job) / seconds - self._rate)
         self.seconds_a_job += BLEND * (seconds - self.seconds_a_job)
 

@@ -128,6 +128,8 @@ class JobService:
         self._errors: dict[str, DaguerreError] = {}
         self._keys: dict[tuple[str, str], tuple[str, str]] = {}  # client and name to digest and job's id
         self._deadlines: dict[str, asyncio.TimerHandle] = {}
+        # When a job came to wait, or to be painted, by the loop's clock: the wall's may be set meanwhile.
+        self._entered: dict[str, float] = {}
         self._forecast = Forecast()
         self._refusal: DaguerreError | None = None
         self._listeners: list[Callable[[Job], None]] = []
@@ -329,10 +331,19 @@ class JobService:
             self._keys.pop((key.client, key.name), None)
 
     def _set_deadline(self, job_id: str, seconds: float) -> None:
-        if job_id in self._deadlines:
-            self._deadlines[job_id].cancel()
+        self._end_deadline(job_id)
         loop = asyncio.get_running_loop()
+        self._entered[job_id] = loop.time()
         self._deadlines[job_id] = loop.call_later(max(0.0, seconds), self.end, job_id, JobTimeout())
+
+    def _end_deadline(self, job_id: str) -> None:
+        if job_id in self._deadlines:
+            self._deadlines.pop(job_id).cancel()
+            del self._entered[job_id]
+
+    def _seconds_in_state(self, job_id: str) -> float:
+        """For how long an unfinished job has been waiting, or is being painted."""
+        return asyncio.get_running_loop().time() - self._entered[job_id]
 
     def find(self, job_id: str) -> Job | None:
         """The job's present state, while it is kept."""
@@ -462,8 +473,7 @@ class JobService:
 
     def _finished(self, job: Job) -> None:
         self._line.remove(job)
-        if job.id in self._deadlines:
-            self._deadlines.pop(job.id).cancel()
+        self._end_deadline(job.id)
         self._inputs.pop(job.id, None)
         if self._webhooks is not None:
             self._webhooks.ended(job)
@@ -474,9 +484,9 @@ class JobService:
         job = self._jobs.get(job_id)
         if job is None or job_id not in self._line:
             return
-        now = time.time()
-        self.changed(job_id, status=Status.RUNNING, started_at=now, attempts=job.attempts + 1)
-        self._set_deadline(job_id, min(self._timeouts.run, self._timeouts.total - (now - job.created_at)))
+        self.changed(job_id, status=Status.RUNNING, started_at=time.time(), attempts=job.attempts + 1)
+        left = self._timeouts.total - self._seconds_in_state(job_id)
+        self._set_deadline(job_id, min(self._timeouts.run, left))
 
     async def succeeded(self, job_id: str, **changes: object) -> bool:
         """The pictures are written. Those who wait are told once the row is, too; says whether the job is done."""
@@ -490,7 +500,7 @@ class JobService:
         if job_id not in self._line:  # called off meanwhile, too late: what the row says now came last
             return False
         self._jobs[job_id] = job
-        self._forecast.done(job)
+        self._forecast.done(job, self._seconds_in_state(job_id))
         self._finished(job)
         self._tell(job)
         self._hub.publish(job)
@@ -549,7 +559,7 @@ class JobService:
         if job.status is not left.status:
             self._tell(left)
         self._line.remove(job)
-        self._deadlines.pop(job.id).cancel()
+        self._end_deadline(job.id)
         self._hub.leave(job.id)
 
     def engine_died(self, error: NotReady) -> None:

@@ -108,6 +108,7 @@ GATED = (errors.Unauthenticated, errors.Forbidden, errors.AuthUnavailable)
 SENT = (errors.OriginNotAllowed,)
 #: What waiting for a job may end in.
 ENDED = (
+    errors.DiskLow,
     errors.JobCancelled,
     errors.JobTimeout,
     errors.JobFailed,
