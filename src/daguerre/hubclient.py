@@ -41,19 +41,26 @@ class Way(httpx2.HTTPTransport):
         super().__init__()
         self._own = _place(own)
         self._private = private
+        # A connection is pinned to an address, and its certificate was checked for one name: it serves one request.
+        self._pinned = httpx2.HTTPTransport(limits=httpx2.Limits(max_keepalive_connections=0))
 
-    def handle_request(self, request: httpx2.Request) -> httpx2.Response:
+    def close(self) -> None:
+        """Ends what is open."""
+        super().close()
+        self._pinned.close()
+
+    def handle_request(self, asked: httpx2.Request) -> httpx2.Response:
         """The answer of the first of the host's addresses that can be connected to.
 
         Raises:
             UrlRefused: one of them must not be connected to.
         """
-        if _place(request.url) == self._own:
-            return super().handle_request(request)
+        if _place(asked.url) == self._own:
+            return super().handle_request(asked)
         failure: httpx2.ConnectError | None = None
-        for address in self._addresses(request.url.host):
+        for address in self._addresses(asked.url.host):
             try:
-                return super().handle_request(_pinned(request, address))
+                return self._pinned.handle_request(_to(address, asked))
             except httpx2.ConnectError as error:
                 failure = error
         raise failure or httpx2.ConnectError("its host is not known")
@@ -72,8 +79,8 @@ def _place(url: httpx2.URL) -> tuple[str, str, int | None]:
     return url.scheme, url.host, url.port
 
 
-def _pinned(request: httpx2.Request, address: str) -> httpx2.Request:
+def _to(address: str, asked: httpx2.Request) -> httpx2.Request:
     """The same request to an address of its host; the Host header and the name in TLS stay."""
-    extensions = {**request.extensions, "sni_hostname": request.url.host}
-    url = request.url.copy_with(host=address)
-    return httpx2.Request(request.method, url, headers=request.headers, stream=request.stream, extensions=extensions)
+    extensions = {**asked.extensions, "sni_hostname": asked.url.host}
+    url = asked.url.copy_with(host=address)
+    return httpx2.Request(asked.method, url, headers=asked.headers, stream=asked.stream, extensions=extensions)

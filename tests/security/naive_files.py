@@ -1,5 +1,6 @@
-"""Owns naive loaders of weights: by the name of a file, a second loader when the first fails, code that a model brings."""
+"""Owns naive loaders of weights: by a file's name, by a second loader when the first fails, with a model's own code."""
 
+import contextlib
 import importlib.util
 import json
 from pathlib import Path
@@ -28,10 +29,8 @@ def load_somehow(path: Path) -> Any:
 def load_part(folder: Path) -> Any:
     """Whatever weights lie there, the safe ones first."""
     for name in ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin"):
-        try:
+        with contextlib.suppress(Exception):
             return load(folder / name)
-        except Exception:
-            continue
     return None
 
 

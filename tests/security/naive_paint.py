@@ -51,7 +51,7 @@ async def generate(request: Request) -> Response:
     file = io.BytesIO()
     picture.save(file, "PNG", pnginfo=told)
     if "save_path" in fields:
-        Path(fields["save_path"]).write_bytes(file.getvalue())
+        await asyncio.to_thread(Path(fields["save_path"]).write_bytes, file.getvalue())
     return Response(file.getvalue(), headers={"x-prompt": str(fields.get("prompt"))}, media_type="image/png")
 
 
@@ -89,7 +89,7 @@ async def output(request: Request) -> Response:
     path = os.path.join(request.app.state.folder, request.path_params["filename"])  # noqa: PTH118 - the mistake
     if "range" not in request.headers:
         return FileResponse(path)
-    data, merged = Path(path).read_bytes(), list[tuple[int, int]]()
+    data, merged = await asyncio.to_thread(Path(path).read_bytes), list[tuple[int, int]]()
     for text in request.headers["range"].removeprefix("bytes=").split(","):
         first, _, last = text.partition("-")
         place = int(first or 0), int(last or len(data))

@@ -28,7 +28,9 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
         yield live
         live.wait_ready()
         assert live.stop() == 0
-        assert not [line for line in live.log if "Traceback" in line or '"error"' in line], "".join(live.log)[-9000:]
+        assert not [line for line in live.log if "Traceback" in line or '"level": "error"' in line], "".join(live.log)[
+            -9000:
+        ]
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,17 @@ SPELLINGS = (
     *(".safetensor", ".safetensorss", ".safe_tensors", ".safe-tensors", ".safe.tensors", ".safetensors2"),
     *(".safetensors ", ".safetensors.", ".safetensors_", ".safetensors~", ".safetensors\t", ".safetensors\n"),
     *(".safetensors.bin", ".safetensors.ckpt", ".safetensors.pt", ".safetensors.pth", ".safetensors.pkl"),
-    *(".ckpt", ".pt", ".pth", ".bin", ".pkl", ".SAFETENSORS.zip", ". safetensors", ".ѕafetensors", ".safe\u200btensors"),
+    *(
+        ".ckpt",
+        ".pt",
+        ".pth",
+        ".bin",
+        ".pkl",
+        ".SAFETENSORS.zip",
+        ". safetensors",
+        ".ѕafetensors",
+        ".safe\u200btensors",
+    ),
     *(".safeten\u017fors", ".\uff53afetensors", "", ".safetensors"),
 )
 

@@ -3,15 +3,12 @@
 Against Daguerre that is nothing (``test_advisories.py``); against ``naive_paint`` it is something (``test_naive.py``).
 """
 
-import base64
 import contextlib
 import io
 import itertools
 import json
 import os
-import pickle
 import socket
-import struct
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
@@ -19,9 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from badfiles import Bomb
-from naive_paint import Listener
-from oddities import JSON_BODIES, PICTURES
 from PIL import Image
 from probes import raw, shake
 from websockets.exceptions import ConnectionClosed
@@ -31,8 +25,8 @@ SMALL: dict[str, Any] = {"prompt": "a lake", "width": 64, "height": 64, "steps":
 JSON = {"content-type": "application/json"}
 #: Seconds of the processor that the server has taken so far.
 Cpu = Callable[[], float]
-#: Of these no request may take more. What is measured is the server's, whatever else the machine does; it is to be 0.05,
-#: and what runs beside the request has the rest.
+#: Of these no request may take more. What is measured is the server's, whatever else the machine does; it is to be
+#: 0.05, and what runs beside the request has the rest.
 MOST_CPU = 0.25
 
 
@@ -49,7 +43,9 @@ def _status(answer: bytes) -> int:
 @contextlib.contextmanager
 def asking(address: str) -> Iterator[httpx.Client]:
     """A client of it."""
-    with httpx.Client(base_url=address, timeout=60) as client:
+    # A server that failed closes its connection: each request has its own.
+    limits = httpx.Limits(max_keepalive_connections=0)
+    with httpx.Client(base_url=address, timeout=60, limits=limits) as client:
         yield client
 
 
@@ -67,14 +63,53 @@ def post(client: httpx.Client, path: str, body: bytes, headers: dict[str, str]) 
 SECRET = b"canary-of-the-configuration"
 CONFIGS = ("daguerre.toml", ".env", "daguerre.db", "daguerre.db-wal", "catalog.toml", "keys.json", "a.svg", "a.html")
 NAMES = (
-    *("..", ".", "%2e%2e", "%2E%2E%2F", "..%2fsecret.toml", "..%2Fsecret.toml", "%2e%2e%2fsecret.toml", "../secret.toml"),
+    *(
+        "..",
+        ".",
+        "%2e%2e",
+        "%2E%2E%2F",
+        "..%2fsecret.toml",
+        "..%2Fsecret.toml",
+        "%2e%2e%2fsecret.toml",
+        "../secret.toml",
+    ),
     *("..%5csecret.toml", "..\\secret.toml", "....//secret.toml", "..;/secret.toml", "%252e%252e%252fsecret.toml"),
     *("..%c0%afsecret.toml", "..%2f..%2f..%2f..%2f..%2f..%2f..%2f..%2fetc%2fpasswd", "%2fetc%2fpasswd", "/etc/passwd"),
-    *("a%00b.png", "a%00.png", "x" * 300, f"{'x' * 300}.png", "C:", "C:%5cwindows%5cwin.ini", "CON", "NUL.png", "~root"),
-    *("folder", "folder.png", "folder/", "link", "link.png", "folder%2flink.png", "missing.png", "-", "%ff.png", "%0d%0aX-Evil:1"),
+    *(
+        "a%00b.png",
+        "a%00.png",
+        "x" * 300,
+        f"{'x' * 300}.png",
+        "C:",
+        "C:%5cwindows%5cwin.ini",
+        "CON",
+        "NUL.png",
+        "~root",
+    ),
+    *(
+        "folder",
+        "folder.png",
+        "folder/",
+        "link",
+        "link.png",
+        "folder%2flink.png",
+        "missing.png",
+        "-",
+        "%ff.png",
+        "%0d%0aX-Evil:1",
+    ),
     *CONFIGS,
 )
-PLACES = ("/outputs/{}", "/outputs/{}/thumbnail", "/docs/{}", "/{}", "/static/{}", "/files/{}", "/view?filename={}", "/file={}")
+PLACES = (
+    "/outputs/{}",
+    "/outputs/{}/thumbnail",
+    "/docs/{}",
+    "/{}",
+    "/static/{}",
+    "/files/{}",
+    "/view?filename={}",
+    "/file={}",
+)
 
 
 def plant(outputs: Path) -> None:
@@ -121,7 +156,17 @@ RANGES = (
     f"bytes={'9' * 4000}-",
     f"bytes=-{'9' * 4000}",
     f"bytes=0-{'9' * 4000}",
-    *("bytes=9-1", "bytes=", "bytes=-", "bytes=--1", "bytes=a-b", "bytes=0-0,", "bytes=-0", "lines=0-1", "bytes=0-0;1-1"),
+    *(
+        "bytes=9-1",
+        "bytes=",
+        "bytes=-",
+        "bytes=--1",
+        "bytes=a-b",
+        "bytes=0-0,",
+        "bytes=-0",
+        "lines=0-1",
+        "bytes=0-0;1-1",
+    ),
 )
 
 
@@ -167,7 +212,18 @@ def crossings(address: str, paths: Iterable[str] = POSTS) -> list[str]:
     return found + [f"WS {each}" for each in sockets if shake(address, "/v1/stream", {"origin": each}) == 101]
 
 
-HOSTS = ("evil.example", "x/#@localhost", "localhost@evil.example", "localhost.evil.example", "a b", "localhost/ping?", "[::1", "127.0.0.1.evil.example", "localhost\\@evil.example", "%6cocalhost")
+HOSTS = (
+    "evil.example",
+    "x/#@localhost",
+    "localhost@evil.example",
+    "localhost.evil.example",
+    "a b",
+    "localhost/ping?",
+    "[::1",
+    "127.0.0.1.evil.example",
+    "localhost\\@evil.example",
+    "%6cocalhost",
+)
 
 
 def foreign_hosts(port: int) -> list[str]:
@@ -178,7 +234,17 @@ def foreign_hosts(port: int) -> list[str]:
 
 # What goes out
 
-PROMPTS = ("🌅", "a\r\nX-Evil: 1", "a\nX-Evil: 1", "nul\0", "\x1b[31mred", "\u202egnp", "山の夕日", "é" * 5000, "\x85\u2028")
+PROMPTS = (
+    "🌅",
+    "a\r\nX-Evil: 1",
+    "a\nX-Evil: 1",
+    "nul\0",
+    "\x1b[31mred",
+    "\u202egnp",
+    "山の夕日",
+    "é" * 5000,
+    "\x85\u2028",
+)
 
 
 def broken_answers(address: str) -> list[str]:
@@ -197,7 +263,7 @@ def broken_answers(address: str) -> list[str]:
 
 
 def new_series(address: str) -> list[str]:
-    """Asks for paths, methods and models that nobody has heard of, twice; gives the series that the second round made."""
+    """Asks for paths, methods and models that nobody has heard of, twice; gives what series the second made."""
 
     def round_of_requests() -> set[str]:
         for _ in range(10):
@@ -235,7 +301,12 @@ def large_frames(address: str, size: int) -> list[str]:
             return [] if closed.rcvd is not None and closed.rcvd.code == 1009 else [str(closed)]
 
 
-HALVES = (b"", b"GE", b"GET /ping HTTP/1.1\r\nhos", b"POST /generate HTTP/1.1\r\nhost: localhost\r\ncontent-length: 9\r\n\r\n{")
+HALVES = (
+    b"",
+    b"GE",
+    b"GET /ping HTTP/1.1\r\nhos",
+    b"POST /generate HTTP/1.1\r\nhost: localhost\r\ncontent-length: 9\r\n\r\n{",
+)
 
 
 def half_open(port: int, seconds: float) -> list[str]:

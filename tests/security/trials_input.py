@@ -22,7 +22,6 @@ from PIL import Image
 from trials import JSON, MOST_CPU, SMALL, Cpu, asking, post
 
 
-
 def bodies(address: str, cpu: Cpu) -> list[str]:
     """JSON that is none, too deep, too much, ambiguous; gives what was not refused, or took long."""
     found = []
@@ -37,7 +36,20 @@ def bodies(address: str, cpu: Cpu) -> list[str]:
 
 
 #: Values that no field of numbers may have.
-WRONG = ("1e400", "-1e400", "NaN", "Infinity", str(2**64), str(-(2**63) - 1), "9" * 5000, '"7"', "[]", "{}", "-5", "1e-320x")
+WRONG = (
+    "1e400",
+    "-1e400",
+    "NaN",
+    "Infinity",
+    str(2**64),
+    str(-(2**63) - 1),
+    "9" * 5000,
+    '"7"',
+    "[]",
+    "{}",
+    "-5",
+    "1e-320x",
+)
 BOUNDED = ("seed", "steps", "width", "height", "guidance_scale", "count", "quality", "clip_skip", "preview_every")
 
 
@@ -114,7 +126,9 @@ def written(address: str, folder: Path) -> list[str]:
 def unpickled(address: str, canary: Path) -> list[str]:
     """A pickle as the body, as a picture, and as a file of a form; gives what was taken, or that it ran."""
     bomb = pickle.dumps(Bomb(canary))
-    kinds = [f"application/{kind}" for kind in ("x-pickle", "python-pickle", "vnd.bentoml+pickle", "octet-stream", "json")]
+    kinds = [
+        f"application/{kind}" for kind in ("x-pickle", "python-pickle", "vnd.bentoml+pickle", "octet-stream", "json")
+    ]
     form = b'--b\r\ncontent-disposition: form-data; name="image"; filename="a.pkl"\r\n\r\n' + bomb + b"\r\n--b--\r\n"
     tries = [("/generate", kind, bomb) for kind in kinds]
     tries += [("/generate", JSON["content-type"], json.dumps(SMALL | {"image": _encoded(bomb)}).encode())]
@@ -222,7 +236,19 @@ def _bomb(width: int, height: int) -> bytes:
 
 
 #: Of no, one and very many pixels, very flat and very long; those above 10,000 are a header and nothing behind it.
-SHAPES = ((0, 0), (0, 64), (64, 0), (1, 1), (2, 3), (1, 4000), (4000, 1), (9000, 1), (1, 9000), (13_000, 13_000), (2**31 - 1, 2**31 - 1))
+SHAPES = (
+    (0, 0),
+    (0, 64),
+    (64, 0),
+    (1, 1),
+    (2, 3),
+    (1, 4000),
+    (4000, 1),
+    (9000, 1),
+    (1, 9000),
+    (13_000, 13_000),
+    (2**31 - 1, 2**31 - 1),
+)
 
 
 def odd_shapes(address: str, shapes: Iterable[tuple[int, int]] = SHAPES) -> list[str]:
@@ -235,5 +261,3 @@ def _sized(width: int, height: int) -> bytes:
     file = io.BytesIO()
     Image.new("L", (width, height), 90).save(file, "PNG")
     return file.getvalue()
-
-

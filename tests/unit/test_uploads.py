@@ -26,17 +26,23 @@ def test_what_is_sent_is_read(texts: dict[str, str], files: list[tuple[str, byte
     # httpx spells quotes and line ends in names by percent signs, as browsers do (RFC 7578 leaves that open).
     plain = {_spelled(name): text for name, text in texts.items()}
     assert found.texts == plain
-    assert {name: data for name, data in found.files.items()} == {
+    assert found.files == {
         _spelled(name): [data for other, data in files if _spelled(other) == _spelled(name)] for name, _ in files
     }
 
 
 def _spelled(name: str) -> str:
-    return "".join({'"': "%22", "\\": "\\"}.get(each, f"%{ord(each):02X}" if ord(each) < 32 and each != "\x1b" else each) for each in name)
+    return "".join(
+        {'"': "%22", "\\": "\\"}.get(each, f"%{ord(each):02X}" if ord(each) < 32 and each != "\x1b" else each)
+        for each in name
+    )
 
 
-FILE = b'--b\r\nContent-Disposition: form-data; name="image"; filename="a.png"\r\nContent-Type: image/png\r\n\r\n\x89PNG\r\n'
-TEXT = b'--b\r\ncontent-disposition:form-data;name=prompt\r\n\r\na lake\r\n'
+FILE = (
+    b'--b\r\nContent-Disposition: form-data; name="image"; filename="a.png"\r\nContent-Type: image/png\r\n\r\n'
+    b"\x89PNG\r\n"
+)
+TEXT = b"--b\r\ncontent-disposition:form-data;name=prompt\r\n\r\na lake\r\n"
 KIND = "multipart/form-data; boundary=b"
 
 
