@@ -13,6 +13,8 @@ from declared import DOCUMENT
 from daguerre.http.routes import ROUTES
 from server import Live, serving
 
+pytestmark = pytest.mark.timeout(300)  # a busy machine takes its time to load a model
+
 CONNECTIONS = 60
 LIMIT = 1024 * 1024
 
@@ -24,7 +26,7 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     trials.plant(outputs)
     limits = {"body_limit": str(LIMIT), "receive_timeout": "2", "connection_limit": str(CONNECTIONS)}
     with serving(outputs, **limits) as live:
-        live.wait_ready()
+        live.wait_for(lambda health: health["status"] == "ok", 240)
         yield live
         live.wait_ready()
         assert live.stop() == 0
