@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import pickle
+import socket
 import threading
 from collections import Counter
 from pathlib import Path
@@ -103,12 +104,12 @@ async def metrics(request: Request) -> Response:
     return PlainTextResponse("\n".join(lines))
 
 
-async def stream(socket: WebSocket) -> None:
+async def stream(client: WebSocket) -> None:
     """A socket for everybody, whatever they send."""
-    await socket.accept()
-    await socket.send_text(str(len(await socket.receive_text())))
+    await client.accept()
+    await client.send_text(str(len(await client.receive_text())))
     await asyncio.sleep(0)
-    await socket.close()
+    await client.close()
 
 
 def painting(folder: Path) -> ASGIApp:
@@ -132,8 +133,6 @@ class Listener:
     """Counts who connects to it."""
 
     def __init__(self) -> None:
-        import socket
-
         self._socket = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}/a.png"
         self.met = 0
