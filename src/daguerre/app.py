@@ -160,7 +160,9 @@ class Daguerre(Starlette):
         )
         service.queue.at_once = settings.client_runs
         doors = authenticator.Authenticator(settings, KeyRows(database))
-        pulling = Pulling(settings.weights, settings.hub_endpoint) if settings.allow_pull else None
+        pulling = (
+            Pulling(settings.weights, settings.hub_endpoint, settings.private_hosts) if settings.allow_pull else None
+        )
         shelf = LoraShelf(engine, service)
         models = Models(self._catalog, engine, service, pulling)
         watch = Watch(service, engine, files, self._metrics, self._logs, log_prompts=settings.log_prompts)
@@ -186,7 +188,7 @@ class Daguerre(Starlette):
                 loras=shelf,
                 retries=retries,
                 authenticator=doors,
-                audit=Audit(),
+                audit=Audit(self._metrics),
                 files=files,
                 codec=codec,
                 metrics=self._metrics,

@@ -278,7 +278,7 @@ def pull(
             if lines:
                 print(done, total, flush=True)
 
-        fetch(model, found, settings.weights, settings.hub_endpoint, on_progress)
+        fetch(model, found, settings.weights, settings.hub_endpoint, on_progress, settings.private_hosts)
     print(f"{model.name} is here")
 
 

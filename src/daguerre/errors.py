@@ -57,6 +57,8 @@ A leaf has a ``code`` that clients may rely on; which HTTP status belongs to it 
 Messages are written for the client: no path, no address, no text of somebody else's exception.
 """
 
+from typing import Literal
+
 import msgspec
 
 
@@ -185,12 +187,16 @@ class AccessRefused(DaguerreError):
     """Who asks may not do this."""
 
 
+#: What can be wrong with credentials.
+Reason = Literal["none", "several", "malformed", "unknown", "revoked", "expired", "forged", "foreign"]
+
+
 class Unauthenticated(AccessRefused):
     """Credentials are needed here, and none came that are valid."""
 
     code = "unauthenticated"
 
-    def __init__(self, reason: str) -> None:
+    def __init__(self, reason: Reason) -> None:
         super().__init__()
         self.reason = reason  # for the log: a client is not told what is wrong with its guess
 

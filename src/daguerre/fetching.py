@@ -118,6 +118,16 @@ class PrivateHosts:
         return host in self._names or any(address in network for network in self._networks)
 
 
+def admit(host: str, address: Address, private: PrivateHosts) -> None:
+    """Lets a host's address be connected to.
+
+    Raises:
+        UrlRefused: it is not public, and nobody allowed it.
+    """
+    if not is_public(address) and (host, address) not in private:
+        raise UrlRefused("leads to an address that is not public")
+
+
 class Fetcher:
     """Fetches on an event loop; ``seconds`` bound a fetch in all, redirects included."""
 
@@ -143,7 +153,7 @@ class Fetcher:
         host = checked(text).host
         literal = _literal(host)
         if literal is not None:
-            self._admit(host, literal)
+            admit(host, literal, self._private)
 
     async def fetch(
         self,
@@ -223,15 +233,11 @@ class Fetcher:
         if not found:
             raise FetchFailed("its host is not known")
         for address in found:
-            self._admit(host, address)
+            admit(host, address, self._private)
         return found
 
-    def _admit(self, host: str, address: Address) -> None:
-        if not is_public(address) and (host, address) not in self._private:
-            raise UrlRefused("leads to an address that is not public")
-
     async def _looked_up(self, host: str) -> list[str]:
-        return await asyncio.get_running_loop().run_in_executor(self._resolvers, _getaddrinfo, host)
+        return await asyncio.get_running_loop().run_in_executor(self._resolvers, resolved, host)
 
 
 def _literal(host: str) -> Address | None:
@@ -244,7 +250,12 @@ def _literal(host: str) -> Address | None:
     return None
 
 
-def _getaddrinfo(host: str) -> list[str]:
+def resolved(host: str) -> list[str]:
+    """The addresses that the system knows for a host.
+
+    Raises:
+        OSError: none.
+    """
     # As bytes: of text, Python would first make IDNA, as it was in 2003.
     found = socket.getaddrinfo(host.encode("ascii"), None, type=socket.SOCK_STREAM)
     return list(dict.fromkeys(str(place[0]) for *_, place in found))

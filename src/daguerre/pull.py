@@ -15,7 +15,7 @@ from typing import Any, Self
 
 import msgspec
 
-from daguerre import weightfile
+from daguerre import hubclient, weightfile
 from daguerre.catalog import VAES, Catalog, Model, Source
 from daguerre.errors import CatalogError, PullFailed
 
@@ -46,13 +46,23 @@ class RemoteFile(msgspec.Struct, frozen=True):
         return self.sha256 or self.git_sha1
 
 
-def pull(model: Model, catalog: Catalog, weights: Path, endpoint: str, on_progress: OnProgress) -> None:
+def pull(
+    model: Model,
+    catalog: Catalog,
+    weights: Path,
+    endpoint: str,
+    on_progress: OnProgress,
+    private_hosts: tuple[str, ...] = (),
+) -> None:
     """Fetches a model, and the VAE that its entry names, as far as they are not here.
+
+    Redirects of the Hub lead to public addresses, or to ``private_hosts``.
 
     Raises:
         PullFailed: the Hub cannot be reached, refuses, or sends something else than it promises.
         CatalogError: the catalogue does not say where from, or what came is no model.
     """
+    hubclient.guard(endpoint, private_hosts)
     if model.vae is not None and not model.vae.exists():
         source = catalog.vae(model.vae.name)
         _fetch(source, model.vae, weights / PARTIAL / f"{VAES}-{model.vae.name}", endpoint, on_progress)
@@ -221,6 +231,7 @@ _REASONS = {
     "GatedRepoError": "its licence must be accepted on the Hub first, and HF_TOKEN set to a token of that account",
     "RepositoryNotFoundError": "there is no such repository, or it is private and HF_TOKEN does not open it",
     "RevisionNotFoundError": "it has no such revision",
+    "UrlRefused": "it redirects to an address that is not public; the setting private_hosts can allow that",
     "EntryNotFoundError": "a file of it is gone",
     "RemoteEntryNotFoundError": "a file of it is gone",
 }

@@ -92,7 +92,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     moderation_rules: str = ""
     #: What becomes of prompts while that file cannot be used: closed refuses them, open paints them unchecked.
     moderation_fails: Literal["closed", "open"] = "closed"
-    #: Hosts, addresses and networks that are not public, but that webhooks may be sent to.
+    #: Hosts, addresses and networks that are not public, but that webhooks may be sent to, and pulls redirected to.
     private_hosts: tuple[str, ...] = ()
     #: Largest request body, in bytes.
     body_limit: Annotated[int, Meta(ge=1024)] = 32 * 1024 * 1024

@@ -29,7 +29,14 @@ DTYPES = {
 FLOATS = frozenset({"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"})
 
 #: Keys of a configuration by which the libraries would fetch or run code.
-_CODE_KEYS = frozenset({"auto_map", "custom_pipeline", "custom_pipelines", "_attn_implementation_internal", "kernels"})
+_CODE_KEYS = frozenset(
+    {"auto_map", "custom_pipeline", "custom_pipelines", "kernels"}
+    | {"_attn_implementation_internal", "_experts_implementation_internal"}
+    # It sends transformers to another file, which nobody has looked at.
+    | {"configuration_files"}
+)
+#: Keys whose values may name code of the library's own, as "sdpa", or a repository of kernels, as "somebody/kernel".
+_KERNEL_KEYS = tuple(f"{start}{what}_implementation" for start in ("", "_") for what in ("attn", "experts"))
 #: Libraries of parts; stable_diffusion is where diffusers keeps the safety checker.
 _LIBRARIES = ("diffusers", "transformers", "stable_diffusion")
 #: Parts without weights, by how their classes' names end.
@@ -220,14 +227,19 @@ def _shards(index: Path) -> list[str]:
 
 
 def _refuse_code(config: Path) -> None:
-    if _keys(read_json(config)) & _CODE_KEYS:
+    if any(
+        key in _CODE_KEYS or (key in _KERNEL_KEYS and "/" in json.dumps(value))
+        for key, value in _pairs(read_json(config))
+    ):
         raise CatalogError(f"{config.parent.name}/{config.name} asks for code of its own, which is never run")
 
 
-def _keys(value: Any) -> set[str]:
+def _pairs(value: Any) -> Iterator[tuple[str, Any]]:
+    """Every key with its value, however deep it lies."""
+    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _pairs(item)
     if isinstance(value, dict):
-        return set(value).union(*(_keys(item) for item in value.values()))
-    return set().union(*(_keys(item) for item in value)) if isinstance(value, list) else set()
+        yield from value.items()
 
 
 def read_json(path: Path) -> dict[str, Any]:

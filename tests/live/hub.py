@@ -35,6 +35,8 @@ class TestHub:
     #: Files that the listing names beside those that are there.
     extra: list[str] = field(default_factory=list)
     gated: set[str] = field(default_factory=set)
+    #: The address of a server that files are to be had from, to which requests for them are redirected.
+    elsewhere: str = ""
     #: Bytes a second; 0: as fast as can be.
     speed: int = 0
     sent: list[tuple[str, str]] = field(default_factory=list)  # file, Range header
@@ -109,6 +111,8 @@ class _Handler(BaseHTTPRequestHandler):
                 self._answer(404, b"{}", {"X-Error-Code": "RepoNotFound"})
             elif listing:
                 self._answer(200, json.dumps(self.hub.listing(repository)).encode())
+            elif file and self.hub.elsewhere:
+                self._answer(302, b"", {"Location": self.hub.elsewhere + self.path})
             elif file:
                 self._file(repository, file[3], has_body)
 

@@ -247,6 +247,45 @@ def test_remote_code(
     assert _picture(client) == before
 
 
+@pytest.mark.parametrize("kind", [["diffusers", "StableDiffusionPipeline"], ["transformers", "AutoModel"]])
+def test_parts_that_would_be_read_otherwise(
+    client: httpx.Client, shelf: Path, before: bytes, canary: Path, kind: list[str]
+) -> None:
+    """A pipeline in a pipeline, a class that finds its own: what they read is not told to be safetensors."""
+    pickled = badfiles.disguises(canary)["as torch saves"](b"")
+
+    def harm(folder: Path) -> None:
+        shutil.copytree(shelf / "sd15", folder / "inner")
+        for path in [*(folder / "inner").rglob("*.safetensors")]:
+            path.with_suffix(".bin").write_bytes(pickled)
+            path.unlink()
+        shutil.copy(shelf / "loras" / "good.safetensors", folder / "inner" / "model.fp16.safetensors")
+        _edit(folder / "model_index.json", inner=kind)
+
+    assert "class that is not known here" in _as_model(client, shelf, harm)
+    assert not canary.exists()
+    assert _picture(client) == before
+
+
+@pytest.mark.parametrize("name", ["diffusion_pytorch_model.bin", "pytorch_model.bin", "diffusion_pytorch_model.ckpt"])
+def test_there_is_no_second_loader(client: httpx.Client, shelf: Path, before: bytes, canary: Path, name: str) -> None:
+    """Torn weights beside pickled ones, and pickled ones in their place, end in a refusal."""
+    pickled = badfiles.disguises(canary)["as torch saves"](b"")
+
+    def torn(folder: Path) -> None:
+        (folder / UNET).write_bytes((folder / UNET).read_bytes()[:-1])
+        (folder / UNET).with_name(name).write_bytes(pickled)
+
+    def gone(folder: Path) -> None:
+        torn(folder)
+        (folder / UNET).unlink()
+
+    for harm in (torn, gone):
+        _as_model(client, shelf, harm)
+    assert not canary.exists()
+    assert _picture(client) == before
+
+
 @pytest.mark.parametrize(
     "shard", ["../vae/diffusion_pytorch_model.safetensors", "../../sdxl/" + UNET, "/etc/passwd", "..\\x.safetensors"]
 )

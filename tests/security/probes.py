@@ -172,8 +172,8 @@ DISGUISES = (
 )
 
 
-def tricks(port: int) -> list[str]:
-    """Spellings, methods and disguises without credentials; gives those that were answered with what is behind."""
+def tricky() -> dict[str, str]:
+    """Requests without credentials: spellings, methods and disguises, by what is tried."""
     tried = {
         f"{method} {target}": f"{method} {target} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"
         for target in SPELLINGS
@@ -189,7 +189,12 @@ def tricks(port: int) -> list[str]:
         tried[f"host {host}"] = f"GET /v1/jobs HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n"
     tried["HTTP/1.0"] = "GET /v1/jobs HTTP/1.0\r\n\r\n"
     tried["HTTP/0.9"] = "GET /v1/jobs\r\n\r\n"
-    return [name for name, request in tried.items() if _reached(raw(port, request.encode()))]
+    return tried
+
+
+def tricks(port: int) -> list[str]:
+    """Sends them; gives those that were answered with what is behind."""
+    return [name for name, request in tricky().items() if _reached(raw(port, request.encode()))]
 
 
 def _reached(answer: bytes) -> bool:

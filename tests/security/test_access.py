@@ -1,5 +1,6 @@
 """The gate from outside: every route and socket, every kind of bad credentials, every spelling."""
 
+import logging
 import time
 
 import doors
@@ -14,6 +15,8 @@ from websockets.sync.client import connect
 from daguerre.http.access import Access, guarded
 from daguerre.http.routes import ROUTES
 from daguerre.http.scopes import SCOPES, needed
+
+log = logging.getLogger(__name__)
 
 PARAMS = {"id": "00000000-0000-7000-8000-000000000000", "filename": "a.png"}
 KINDS = (
@@ -68,8 +71,13 @@ def test_every_route_but_the_open_ones_is_behind_the_check() -> None:
 
 
 def test_the_kinds_are_all_tried(gated: Gated) -> None:
-    """The list that the walk goes through is that of the probes."""
+    """The list that the walk goes through is that of the probes; what all of it comes to is told."""
     assert tuple(probes.bad_credentials(gated.keys)) == KINDS
+    closed = [route for route in ROUTES if isinstance(route, Route | WebSocketRoute) and route.path not in probes.OPEN]
+    places = sum(len(getattr(route, "methods", None) or ("WS",)) for route in closed)
+    tries, tricks = places * len(KINDS), len(probes.tricky())
+    log.info("%d routes and sockets x %d bad credentials = %d tries, %d tricks", places, len(KINDS), tries, tricks)
+    assert tries > 3000
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -173,13 +173,28 @@ def test_an_index_that_asks_for_code_is_refused(tmp_path: Path, name: str) -> No
         catalog.read(tmp_path, "evil").model()
 
 
-@pytest.mark.parametrize("key", ["auto_map", "_attn_implementation_internal"])
-def test_a_configuration_that_asks_for_code_is_refused(tmp_path: Path, key: str) -> None:
-    """However deep the key lies."""
+CODE_KEYS = [
+    *("auto_map", "custom_pipeline", "kernels", "configuration_files"),
+    *("_attn_implementation_internal", "_experts_implementation_internal"),
+    *("attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation"),
+]
+
+
+@pytest.mark.parametrize("value", ["evil/Evil", {"text_config": "evil/kernel@main:forward"}, ["evil/kernel"]])
+@pytest.mark.parametrize("key", CODE_KEYS)
+def test_a_configuration_that_asks_for_code_is_refused(tmp_path: Path, key: str, value: Any) -> None:
+    """However deep the key lies: a module of the repository's, a kernel of the Hub's, another configuration."""
     config = _folder(tmp_path / "evil") / "unet" / "config.json"
-    config.write_text(json.dumps({"inner": [{key: "evil.Evil"}]}))
+    config.write_text(json.dumps({"inner": [{key: value}]}))
     with pytest.raises(CatalogError, match=r"unet/config\.json asks for code"):
         catalog.read(tmp_path, "evil").model()
+
+
+def test_the_library_s_own_attention_may_be_named(tmp_path: Path) -> None:
+    """As those do that were saved with it."""
+    config = _folder(tmp_path / "good") / "unet" / "config.json"
+    config.write_text(json.dumps({"_attn_implementation": "sdpa", "attn_implementation": {"text_config": "eager"}}))
+    assert catalog.read(tmp_path, "good").model().name == "good"
 
 
 def test_a_folder_with_code_in_it_is_refused(tmp_path: Path) -> None:

@@ -130,6 +130,21 @@ def test_changes_that_wait_share_a_commit(database: Database) -> None:
     assert sum(commits) <= 3
 
 
+@pytest.mark.parametrize("is_guest", [True, False])
+def test_a_guest_leaves_the_log_to_its_host(database: Database, tmp_path: Path, *, is_guest: bool) -> None:
+    """Two that fold it in at the same moment damage the file, before SQLite 3.51.3; whoever is no guest does fold."""
+    path = tmp_path / "folder" / "daguerre.db"
+    database.post(lambda connection: connection.execute("CREATE TABLE more (text)")).result()
+    before = path.stat().st_size
+    other = Database(path, is_guest=is_guest)
+    for _ in range(20):
+        other.post(lambda connection: connection.execute("INSERT INTO more VALUES (?)", ("x" * 400_000,))).result()
+    has_folded = path.stat().st_size > before
+    assert has_folded is not is_guest
+    database.post(lambda connection: connection.execute("DROP TABLE more")).result()
+    other.close()
+
+
 def test_a_bad_change_is_undone_alone(database: Database) -> None:
     """Its neighbours in the same commit are made."""
     rows, twice = JobRows(database), _job()

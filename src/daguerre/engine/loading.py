@@ -23,6 +23,16 @@ _SPARE = ("text_encoder_3", "tokenizer_3")
 #: Of weights as they are computed with.
 DTYPES = frozenset({torch.float64, torch.float32, torch.float16, torch.bfloat16})
 
+#: What parts are: of diffusers whatever has a configuration, of transformers models and what prepares for them.
+_PARTS = (
+    diffusers.ConfigMixin,
+    transformers.PreTrainedModel,
+    transformers.PreTrainedTokenizerBase,
+    transformers.ProcessorMixin,
+    transformers.FeatureExtractionMixin,
+    transformers.ImageProcessingMixin,
+)
+
 _SHAPES = re.compile(r"(\S+) expected shape torch\.Size\(\[(.*?)\]\), but got torch\.Size\(\[(.*?)\]\)")
 
 
@@ -89,10 +99,12 @@ def _from_folder(model: Model, dtype: torch.dtype, given: dict[str, Any]) -> Any
 
 
 def _expect(name: str, value: list[Any]) -> None:
-    """A part's class must be one that its library has."""
-    if value[0] == "stable_diffusion" or not isinstance(
-        getattr(importlib.import_module(value[0]), str(value[1]), None), type
-    ):
+    """A part's class must be one that its library has, and of a kind that reads weights from safetensors or none.
+
+    A pipeline in a pipeline would be read without having been vetted, and an Auto class from whatever lies there.
+    """
+    kind = None if value[0] == "stable_diffusion" else getattr(importlib.import_module(value[0]), str(value[1]), None)
+    if not isinstance(kind, type) or not issubclass(kind, _PARTS) or issubclass(kind, diffusers.DiffusionPipeline):
         raise CatalogError(f"its part {name!r} is of a class that is not known here")
 
 

@@ -1,7 +1,8 @@
 """Owns the audit: who did what to the server, and who was turned away, as lines of the log without secrets."""
 
 import logging
-from collections import Counter
+
+from daguerre.telemetry.metrics import Metrics
 
 log = logging.getLogger("daguerre.audit")
 
@@ -15,13 +16,13 @@ class Audit:
     So nobody fills the disk with guesses, and the last line still says how many there were, within a factor of two.
     """
 
-    def __init__(self) -> None:
-        self.refused: Counter[str] = Counter()  # by reason
+    def __init__(self, metrics: Metrics) -> None:
+        self._refused = metrics.refused
         self._from: dict[tuple[str, str], int] = {}
 
     def refuse(self, address: str, route: str, reason: str, client: str = "") -> None:
         """Somebody was turned away."""
-        self.refused[reason] += 1
+        self._refused.labels(reason).inc()
         times = self._from[address, reason] = self._from.pop((address, reason), 0) + 1
         if len(self._from) > MOST:
             del self._from[next(iter(self._from))]

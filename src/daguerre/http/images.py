@@ -11,7 +11,7 @@ from daguerre.http.exchange import principal_of
 from daguerre.http.state import State
 from daguerre.imaging import media_type
 from daguerre.jobs import pictures
-from daguerre.store.files import EXTENSIONS
+from daguerre.store.files import EXTENSIONS, thumbnail_name
 
 _MEDIA_TYPES = {f".{extension}": media_type(name) for name, extension in EXTENSIONS.items()}
 
@@ -33,7 +33,8 @@ async def find_own(request: Request[State], filename: str) -> Path:
 async def output(request: Request[State]) -> Response:
     """``GET /outputs/{filename}``: a picture; anything but a name that the server gave out is 404."""
     path = await find_own(request, request.path_params["filename"])
-    return FileResponse(path, media_type=_MEDIA_TYPES[path.suffix])
+    kind = _MEDIA_TYPES[path.suffix]
+    return FileResponse(path, media_type=kind, filename=path.name, content_disposition_type="inline")
 
 
 async def thumbnail(request: Request[State]) -> Response:
@@ -45,7 +46,8 @@ async def thumbnail(request: Request[State]) -> Response:
     data = await made
     if data is None:
         raise _nothing()
-    return Response(data, media_type=media_type("webp"))
+    headers = {"content-disposition": f'inline; filename="{thumbnail_name(name)}"'}
+    return Response(data, headers=headers, media_type=media_type("webp"))
 
 
 def _nothing() -> RouteNotFound:

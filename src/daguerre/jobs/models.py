@@ -133,6 +133,7 @@ class Pulling:
 
     weights: Path
     endpoint: str
+    private_hosts: tuple[str, ...] = ()
 
     async def run(self, model: Model, status: Status) -> None:
         """Pulls a model and keeps its progress.
@@ -143,6 +144,7 @@ class Pulling:
         options = ["--weights", str(self.weights), "--endpoint", self.endpoint, "--lines"]
         # This process took itself off the network by a variable, which is not for the child.
         environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
+        environment |= {"DAGUERRE_PRIVATE_HOSTS": ",".join(self.private_hosts)}
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "daguerre", "pull", model.name, *options),
             env=environment,

@@ -5,6 +5,7 @@ No label's values come from a client: they are routes of our table, names of the
 """
 
 from collections.abc import Iterator
+from typing import get_args
 
 from prometheus_client import (
     CollectorRegistry,
@@ -23,7 +24,7 @@ from prometheus_client.metrics_core import (
 )
 from prometheus_client.registry import Collector
 
-from daguerre.errors import DaguerreError, JobEnded
+from daguerre.errors import DaguerreError, Forbidden, JobEnded, Reason
 from daguerre.job import Status
 from daguerre.telemetry.counters import Counters
 from daguerre.version import __version__
@@ -33,6 +34,8 @@ MODELS = 50
 OTHER = "other"
 
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "WEBSOCKET"})
+#: What is wrong with credentials, and good ones that do not reach far enough.
+REFUSALS = (*get_args(Reason), Forbidden.code)
 PHASES = ("queue", "encode", "denoise", "decode", "png")
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
@@ -123,6 +126,7 @@ class Metrics:
         self.answer_seconds = Histogram(
             "daguerre_http_request_seconds", "Until the answer was sent", ["route"], registry=one, buckets=_ANSWERS
         )
+        self.refused = Counter("daguerre_auth_refused", "Credentials refused", ["reason"], registry=one)
         build.labels(__version__).set(1)
         self._name_fixed_sets()
 
@@ -134,6 +138,8 @@ class Metrics:
             self.jobs.labels(state)
             if state.is_final:
                 self.ended.labels(state)
+        for reason in REFUSALS:
+            self.refused.labels(reason)
         for outcome in ("hit", "miss"):
             self.prompt_cache.labels(outcome)
         for at in ("accepted", "started"):

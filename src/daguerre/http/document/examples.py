@@ -118,7 +118,7 @@ def error(kind: type[DaguerreError]) -> DaguerreError:
         case errors.NoPicture:
             return errors.NoPicture(errors.JobCancelled())
         case errors.Unauthenticated:
-            return errors.Unauthenticated("no credentials came")
+            return errors.Unauthenticated("none")
         case errors.Forbidden:
             return errors.Forbidden(scopes=("models",))
         case errors.PromptRefused:

@@ -161,12 +161,12 @@ TABLE: dict[str, Operation] = {
         "A finished picture by its name.",
         "Painting",
         (
-            Answer(200, "The picture.", PICTURES, ("Accept-Ranges", "ETag", "Last-Modified")),
+            Answer(200, "The picture.", PICTURES, ("Accept-Ranges", "Content-Disposition", "ETag", "Last-Modified")),
             Answer(
                 206,
                 "The parts that a Range header asked for.",
                 {**PICTURES, "multipart/byteranges": Picture},
-                ("Accept-Ranges", "Content-Range", "ETag", "Last-Modified"),
+                ("Accept-Ranges", "Content-Disposition", "Content-Range", "ETag", "Last-Modified"),
             ),
             Answer(400, "The Range header cannot be read.", {"text/plain": Lines}),
             Answer(416, "There is no such part.", {"text/plain": Lines}, ("Content-Range",)),
@@ -177,7 +177,11 @@ TABLE: dict[str, Operation] = {
     "GET /outputs/{filename}/thumbnail": Operation(
         "A finished picture, small.",
         "Painting",
-        (Answer(200, "The picture, 256 pixels on its longer side.", {"image/webp": Picture}),),
+        (
+            Answer(
+                200, "The picture, 256 pixels on its longer side.", {"image/webp": Picture}, ("Content-Disposition",)
+            ),
+        ),
         parameters=(FILENAME,),
         raised=(errors.RouteNotFound,),
     ),
