@@ -137,7 +137,7 @@ class Outcome:
         except BadOutput as error:
             self.error = error
             return
-        assert np.array_equal(picture, np.round(pixels.floats * 255)), "8 bits of another picture"
+        assert np.array_equal(picture, np.round(pixels.floats.astype(np.float32) * 255)), "8 bits of another picture"
         self.pictures[index], self.floats[index] = picture, pixels.floats
 
 
@@ -255,9 +255,11 @@ def paint_all(submissions: Sequence[Submission], max_runs: int = 8) -> tuple[dic
 
 
 @torch.no_grad()
-def paint_in_step(submissions: Sequence[Submission], max_runs: int = 8) -> tuple[dict[str, Outcome], list[int]]:
+def paint_in_step(
+    submissions: Sequence[Submission], max_runs: int = 8, dtype: torch.dtype = torch.float32
+) -> tuple[dict[str, Outcome], list[int]]:
     """The same without the engine's policy: whatever can share a forward does, from the first call to the last."""
-    pipelines = {submission.model: load(submission.model, torch.float32) for submission in submissions}
+    pipelines = {submission.model: load(submission.model, dtype) for submission in submissions}
     for pipeline in pipelines.values():
         Meeting(pipeline.denoiser)
     outcomes = {submission.id: Outcome(submission) for submission in submissions}
@@ -358,23 +360,23 @@ def count_forwards() -> Iterator[list[int]]:
 
 
 @cache
-def _pipe(model: Model, mode: str) -> Any:
+def _pipe(model: Model, mode: str, dtype: torch.dtype) -> Any:
     if mode == "txt2img":
         index = json.loads((model.path / "model_index.json").read_text())
         absent = {name: None for name, value in index.items() if value == [None, None]}
-        pipe = diffusers.DiffusionPipeline.from_pretrained(model.path, **absent)
+        pipe = diffusers.DiffusionPipeline.from_pretrained(model.path, dtype=dtype, **absent)
     else:
         auto = {"img2img": diffusers.AutoPipelineForImage2Image, "inpaint": diffusers.AutoPipelineForInpainting}[mode]
-        pipe = auto.from_pipe(_pipe(model, "txt2img"))
+        pipe = auto.from_pipe(_pipe(model, "txt2img", dtype))
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
 
-def plain(submission: Submission, index: int = 0) -> Floats:
+def plain(submission: Submission, index: int = 0, dtype: torch.dtype = torch.float32) -> Floats:
     """Picture ``index`` of a submission as the plain diffusers call paints it."""
     recipe = submission.recipe
-    pipe = _pipe(submission.model, recipe.mode)
-    own = _pipe(submission.model, "txt2img").scheduler
+    pipe = _pipe(submission.model, recipe.mode, dtype)
+    own = _pipe(submission.model, "txt2img", dtype).scheduler
     sampler = samplers_for(type(own).__name__)[recipe.scheduler]
     pipe.scheduler = getattr(diffusers, sampler.scheduler).from_config(own.config, **sampler.options)
     arguments = _prompts(pipe, recipe) | {
