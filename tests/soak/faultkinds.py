@@ -414,6 +414,8 @@ def lora_churn(ground: Ground) -> None:
             _replace(path, good)
             answer = ground.paint(loras=[{"name": path.stem, "weight": ground.chance.choice((0.3, 0.9))}])
             assert answer.status_code == 200, answer.text
+            with ground.ask() as client:  # else it is kept until two gigabytes of LoRAs are
+                client.post("/v1/loras/unload", json={"name": path.stem})
         finally:
             path.unlink()
 

@@ -196,6 +196,7 @@ def test_nothing_grows(tmp_path: Path) -> None:
         assert soak.ground.server.pid == pid
         slope = soak.sampler.megabytes_a_minute(pid, settled)
         minutes = (time.monotonic() - settled) / 60
+        print("megabytes, every two minutes:", soak.sampler.curve(pid, 120))  # noqa: T201
         print(f"{slope:.3f} MB a minute over {minutes:.1f} minutes")  # noqa: T201
         for kind in faultkinds.DEADLY:
             soak.suffer(kind, calm=5)
