@@ -38,7 +38,7 @@ class Live:
         """Waits until it can paint."""
         self.wait_for(lambda health: health["status"] == "ok")
 
-    def wait_for(self, holds: object, seconds: float = 60) -> None:
+    def wait_for(self, holds: object, seconds: float = 180) -> None:
         """Waits until something holds of its health."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
@@ -84,7 +84,7 @@ def serving(outputs: Path, *arguments: str, **settings: str) -> Iterator[Live]:
     reader = threading.Thread(target=read, daemon=True)
     reader.start()
     try:
-        assert listening.wait(30), live.log
+        assert listening.wait(120), live.log
         yield live
     finally:
         if process.poll() is None:

@@ -40,7 +40,7 @@ def _look(client: httpx.Client, job_id: str | None) -> int:
 
 
 def _finish(client: httpx.Client, job_id: str) -> dict[str, Any]:
-    end = time.monotonic() + 90
+    end = time.monotonic() + 300
     while time.monotonic() < end:
         job: dict[str, Any] = client.get(f"/v1/jobs/{job_id}").json()
         if job["finished_at"] is not None:

@@ -86,9 +86,9 @@ class Soak:
         self.quiet: list[tuple[int, int, int]] = []  # descriptors, threads and tasks, whenever nothing was going on
         self.sampler = gauges.Sampler(lambda: ground.server.pid)
 
-    def suffer(self, kind: Kind, calm: float) -> None:
+    def suffer(self, kind: Kind, calm: float, clients: int = 3) -> None:
         """Traffic for some seconds, a fault in the middle of it, and the next picture. Others follow in any case."""
-        self.traffic.begin(3)
+        self.traffic.begin(clients)
         time.sleep(calm)
         try:
             kind(self.ground)
@@ -171,9 +171,9 @@ def _soaking(folder: Path, stop_seconds: float, seed: int, pause: float) -> Iter
 @pytest.mark.timeout(600)
 def test_each_fault_once(tmp_path: Path) -> None:
     """And the next picture is right."""
-    with _soaking(tmp_path, stop_seconds=STEP_TIMEOUT + 2, seed=1, pause=1.0) as soak:
-        for kind in (*soak.kinds, *faultkinds.DEADLY):
-            soak.suffer(kind, calm=0.2)
+    with _soaking(tmp_path, stop_seconds=STEP_TIMEOUT + 2, seed=1, pause=2.0) as soak:
+        for kind in (*soak.kinds, faultkinds.hang, faultkinds.killed):
+            soak.suffer(kind, calm=0.0, clients=1)
         assert not soak.problems, "\n".join(soak.problems)
         assert len(soak.happened) >= 12
 
@@ -196,6 +196,7 @@ def test_nothing_grows(tmp_path: Path) -> None:
         assert soak.ground.server.pid == pid
         slope = soak.sampler.megabytes_a_minute(pid, settled)
         minutes = (time.monotonic() - settled) / 60
+        print("megabytes, every two minutes:", soak.sampler.curve(pid, 120))  # noqa: T201
         print(f"{slope:.3f} MB a minute over {minutes:.1f} minutes")  # noqa: T201
         for kind in faultkinds.DEADLY:
             soak.suffer(kind, calm=5)

@@ -1,9 +1,15 @@
 """What a server does about the descriptors that its process may have."""
 
+import asyncio
+import errno
+import os
 import subprocess
 import sys
 
 import pytest
+from starlette.requests import Request
+
+from daguerre.http.problems import on_error
 
 ROOM = """
 import resource, sys
@@ -24,3 +30,12 @@ def test_connections_leave_descriptors_to_the_rest(soft: int, hard: int, wanted:
     command = [sys.executable, "-c", ROOM, str(soft), str(hard), str(wanted)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.split() == [str(room), str(limit)]
+
+
+def test_a_full_table_of_descriptors_is_no_mistake_of_ours() -> None:
+    """Who asks meanwhile is told to come back."""
+    error = OSError(errno.EMFILE, os.strerror(errno.EMFILE), "/a/path/of/ours")
+    answer = asyncio.run(on_error(Request({"type": "http", "headers": []}), error))
+    assert answer.status_code == 503
+    assert answer.headers["retry-after"] == "1"
+    assert b"/a/path" not in bytes(answer.body)

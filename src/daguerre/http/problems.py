@@ -1,5 +1,6 @@
 """Owns problems: every error as an RFC 9457 answer. Nothing that the machine would rather keep to itself gets in."""
 
+import errno
 import logging
 import math
 
@@ -103,5 +104,8 @@ async def on_error(request: Request, error: Exception) -> Response:
         response = answer(known(), request_id)
         response.headers.update(error.headers or {})
         return response
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        log.error("request %s: %s", request_id, error.strerror)
+        return answer(errors.NotReady("the server has too many files open; try again in a moment"), request_id)
     log.error("request %s failed", request_id, exc_info=error)
     return answer(DaguerreError("something went wrong here; the server's log says what"), request_id)
