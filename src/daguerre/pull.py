@@ -18,6 +18,7 @@ import msgspec
 from daguerre import weightfile
 from daguerre.catalog import VAES, Catalog, Model, Source
 from daguerre.errors import CatalogError, PullFailed
+from daguerre.safety_checkers import FOLDER, SafetyChecker
 
 PARTIAL = ".pull"
 PARTS = ".parts"
@@ -62,6 +63,17 @@ def pull(model: Model, catalog: Catalog, weights: Path, endpoint: str, on_progre
     place = weights / f"{model.name}{suffix}"
     if not place.exists():
         _fetch(model.source, place, weights / PARTIAL / model.name, endpoint, on_progress)
+
+
+def pull_checker(checker: SafetyChecker, weights: Path, endpoint: str, on_progress: OnProgress) -> None:
+    """Fetches a safety checker, in the same way.
+
+    Raises:
+        PullFailed, CatalogError: as `pull` does.
+    """
+    if checker.source is None:
+        raise CatalogError(f"the catalogue names no repository for safety checker {checker.name!r}")
+    _fetch(checker.source, checker.path, weights / PARTIAL / f"{FOLDER}-{checker.name}", endpoint, on_progress)
 
 
 def _fetch(source: Source, place: Path, partial: Path, endpoint: str, on_progress: OnProgress) -> None:
