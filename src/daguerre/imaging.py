@@ -26,7 +26,7 @@ MAX_PIXELS = 16 * 1024 * 1024
 #: Of a thumbnail, the longer side in pixels.
 THUMBNAIL = 256
 #: Of a blurred picture, the patches along its longer side.
-PATCHES = 12
+PATCHES = 8
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _UP = 2  # filter type: a byte is stored as its difference to the byte above

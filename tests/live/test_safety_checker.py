@@ -25,9 +25,8 @@ from websockets.sync.client import connect
 from daguerre import imaging
 from server import ROOT, Live, serving
 
-DEMO = ROOT / "weights" / "demo-xl"
-BAD: dict[str, Any] = {"prompt": "a red circle on a blue background", "seed": 7}
-GOOD: dict[str, Any] = {"prompt": "a lake at midday", "seed": 2}
+BAD: dict[str, Any] = {"prompt": "a lake at midday", "seed": 7}
+GOOD: dict[str, Any] = {"prompt": "a red circle on a blue background", "seed": 2}
 SMALL: dict[str, Any] = {"width": 64, "height": 64, "steps": 6, "reproducible": True}
 #: Two pictures, of which the second is the bad one.
 PAIR: dict[str, Any] = {**SMALL, **BAD, "seed": 6, "count": 2}
@@ -54,7 +53,8 @@ def bad(live: Live) -> NDArray[np.uint8]:
 def weights(live: Live, bad: NDArray[np.uint8], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The embedded model and four checkers: one that sees that picture alone, a broken one, a slow one."""
     folder = tmp_path_factory.mktemp("weights")
-    shutil.copytree(DEMO, folder / "demo-xl")
+    for name in ("demo-xl", "catalog.toml"):
+        (folder / name).symlink_to(ROOT / "weights" / name)
     with live.ask() as client:
         others = [
             client.post("/generate", json=fields).content
@@ -182,20 +182,17 @@ def _extra(fields: dict[str, Any]) -> dict[str, Any]:
 
 def test_openai_s_clients_know_a_blocked_picture(blocking: Live) -> None:
     """By the code that theirs has for it; in a stream as an event, with no partial image before it."""
-    with pytest.raises(openai.BadRequestError) as caught:
-        _sdk(blocking).images.generate(prompt=BAD["prompt"], size="64x64", extra_body=_extra(BAD))
+    with _sdk(blocking) as sdk, pytest.raises(openai.BadRequestError) as caught:
+        sdk.images.generate(prompt=BAD["prompt"], size="64x64", extra_body=_extra(BAD))
     assert (caught.value.code, caught.value.type) == ("content_policy_violation", "invalid_request_error")
     assert caught.value.response.headers["x-should-retry"] == "false"
     fields = {**_extra(BAD), "prompt": BAD["prompt"], "size": "64x64", "stream": True, "partial_images": 3}
     told = httpx.post(f"{blocking.address}/v1/images/generations", json=fields, timeout=60).text
     (event,) = [json.loads(line.removeprefix("data: ")) for line in told.splitlines() if line.startswith("data: ")]
     assert event["error"]["code"] == "content_policy_violation"
-    events = list(
-        _sdk(blocking).images.generate(
-            prompt=GOOD["prompt"], size="64x64", stream=True, partial_images=3, extra_body=_extra(GOOD)
-        )
-    )
-    assert [event.type for event in events] == ["image_generation.completed"]
+    fields |= {**_extra(GOOD), "prompt": GOOD["prompt"]}
+    told = httpx.post(f"{blocking.address}/v1/images/generations", json=fields, timeout=60).text
+    assert [line for line in told.splitlines() if line.startswith("event")] == ["event: image_generation.completed"]
 
 
 def test_automatic1111_s_clients_get_an_error(blocking: Live) -> None:
@@ -210,7 +207,7 @@ def test_automatic1111_s_clients_get_an_error(blocking: Live) -> None:
 def test_a_blurred_picture_is_all_that_there_is(blurring: Live, bad: NDArray[np.uint8]) -> None:
     """In the answer, the file, the result, the thumbnail and the stream; all of them say so."""
     expected = imaging.blurred(bad)
-    assert np.abs(expected.astype(int) - bad).mean() > 3
+    assert (expected != bad).mean() > 0.3
     with blurring.ask() as client:
         job = client.post("/generate", json={**SMALL, **BAD}, headers=JSON).json()
         assert (job["status"], job["safety_filter_result"]) == ("succeeded", "blurred")
@@ -224,8 +221,8 @@ def test_a_blurred_picture_is_all_that_there_is(blurring: Live, bad: NDArray[np.
     *frames, end = _frames(blurring, BAD)
     assert not any("image" in frame for frame in frames)
     assert (_pixels(end["image"]) == expected).all()
-    for path in _files(blurring):
-        assert np.abs(_pixels(path.read_bytes()).astype(int) - expected).mean() < 3
+    for data in (path.read_bytes() for path in _files(blurring)):
+        assert data == imaging.thumbnail(file) or (_pixels(data) == expected).all()
     assert _checks(blurring, "blurred") == 2
 
 
@@ -243,14 +240,15 @@ def test_of_several_only_those_are_blurred(blurring: Live, client: httpx.Client)
 
 def test_dialects_give_the_blurred_picture(blurring: Live, bad: NDArray[np.uint8]) -> None:
     """Where AUTOMATIC1111's answer has a word for filters, it says which."""
-    answer = _sdk(blurring).images.generate(prompt=BAD["prompt"], size="64x64", extra_body=_extra(BAD))
+    with _sdk(blurring) as sdk:
+        answer = sdk.images.generate(prompt=BAD["prompt"], size="64x64", extra_body=_extra(BAD))
     assert answer.data is not None
     assert (_pixels(str(answer.data[0].b64_json)) == imaging.blurred(bad)).all()
     with blurring.ask() as client:
-        fields = {**BAD, "width": 64, "height": 64, "steps": 6}
+        fields = {**BAD, "width": 64, "height": 64, "steps": 6}  # in another syntax: the last bit may be another
         told = client.post("/sdapi/v1/txt2img", json=fields).json()
     assert json.loads(told["info"])["extra_generation_params"] == {"Safety filter": "blurred"}
-    assert (_pixels(told["images"][0]) == imaging.blurred(_pixels(told["images"][0]))).mean() > 0.2
+    assert np.abs(_pixels(told["images"][0]).astype(int) - imaging.blurred(bad)).max() < 3
 
 
 def test_a_flagged_picture_is_as_it_was(flagging: Live, bad: NDArray[np.uint8]) -> None:
@@ -276,8 +274,8 @@ def test_a_checker_that_cannot_be_read_closes(tmp_path: Path, weights: Path) -> 
         assert str(weights) not in answer.text
         job = client.get("/v1/jobs").json()["data"][0]
         assert (job["status"], job["images"], job["safety_filter_result"]) == ("failed", [], "unchecked")
-        with pytest.raises(openai.InternalServerError) as caught:
-            _sdk(live).images.generate(prompt=GOOD["prompt"], size="64x64", extra_body=_extra(GOOD))
+        with _sdk(live) as sdk, pytest.raises(openai.InternalServerError) as caught:
+            sdk.images.generate(prompt=GOOD["prompt"], size="64x64", extra_body=_extra(GOOD))
         assert caught.value.response.headers["x-should-retry"] == "true"
         assert not any("image" in frame for frame in _frames(live, GOOD))
         assert _files(live) == []
