@@ -15,7 +15,7 @@ from typing import Any, Self
 
 import msgspec
 
-from daguerre import weightfile
+from daguerre import safety_checkers, weightfile
 from daguerre.catalog import VAES, Catalog, Model, Source
 from daguerre.errors import CatalogError, PullFailed
 from daguerre.safety_checkers import FOLDER, SafetyChecker
@@ -56,13 +56,13 @@ def pull(model: Model, catalog: Catalog, weights: Path, endpoint: str, on_progre
     """
     if model.vae is not None and not model.vae.exists():
         source = catalog.vae(model.vae.name)
-        _fetch(source, model.vae, weights / PARTIAL / f"{VAES}-{model.vae.name}", endpoint, on_progress)
+        _fetch(source, model.vae, weights / PARTIAL / f"{VAES}-{model.vae.name}", endpoint, on_progress, _vet)
     if model.source is None:
         raise CatalogError(f"the catalogue names no repository for model {model.name!r}")
     suffix = ".safetensors" if model.source.file else ""
     place = weights / f"{model.name}{suffix}"
     if not place.exists():
-        _fetch(model.source, place, weights / PARTIAL / model.name, endpoint, on_progress)
+        _fetch(model.source, place, weights / PARTIAL / model.name, endpoint, on_progress, _vet)
 
 
 def pull_checker(checker: SafetyChecker, weights: Path, endpoint: str, on_progress: OnProgress) -> None:
@@ -73,10 +73,18 @@ def pull_checker(checker: SafetyChecker, weights: Path, endpoint: str, on_progre
     """
     if checker.source is None:
         raise CatalogError(f"the catalogue names no repository for safety checker {checker.name!r}")
-    _fetch(checker.source, checker.path, weights / PARTIAL / f"{FOLDER}-{checker.name}", endpoint, on_progress)
+    partial = weights / PARTIAL / f"{FOLDER}-{checker.name}"
+    _fetch(checker.source, checker.path, partial, endpoint, on_progress, safety_checkers.vet)
 
 
-def _fetch(source: Source, place: Path, partial: Path, endpoint: str, on_progress: OnProgress) -> None:
+def _fetch(
+    source: Source,
+    place: Path,
+    partial: Path,
+    endpoint: str,
+    on_progress: OnProgress,
+    vet: Callable[[Path], None],
+) -> None:
     from huggingface_hub import hf_hub_url
 
     commit, files = _listed(source, endpoint)
@@ -92,7 +100,7 @@ def _fetch(source: Source, place: Path, partial: Path, endpoint: str, on_progres
         on_progress(file.name, done, total)
     shutil.rmtree(partial / PARTS, ignore_errors=True)
     arrived = partial / source.file if source.file else partial
-    _vet(arrived)
+    vet(arrived)
     place.parent.mkdir(parents=True, exist_ok=True)
     arrived.rename(place)
     shutil.rmtree(partial, ignore_errors=True)
