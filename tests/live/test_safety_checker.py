@@ -63,7 +63,7 @@ def weights(live: Live, bad: NDArray[np.uint8], tmp_path_factory: pytest.TempPat
     concept, threshold = checkerfiles.between(bad, *map(_pixels, others))
     checkers = folder / "safety-checkers"
     checkerfiles.write(checkers / "sharp", threshold, concept)
-    checkerfiles.write(checkers / "slow", image_size=448, patch_size=4, num_hidden_layers=6)
+    checkerfiles.write(checkers / "slow", image_size=448, patch_size=4, num_hidden_layers=4)
     for name in ("cut", "cut-too"):
         path = checkerfiles.write(checkers / name, threshold, concept) / "model.safetensors"
         path.write_bytes(path.read_bytes()[:-8])
