@@ -5,7 +5,7 @@ from typing import Any, Literal
 import msgspec
 
 from daguerre.errors import FieldError
-from daguerre.job import Failure, Status, Timings
+from daguerre.job import Failure, SafetyResult, Status, Timings
 from daguerre.recipe import Recipe
 
 
@@ -30,6 +30,7 @@ class WireImage(msgspec.Struct, frozen=True, omit_defaults=True):
     sha256: str
     thumbnail_url: str
     b64: str | None = None
+    safety_filter_result: SafetyResult | None = None
 
 
 class WireJob(msgspec.Struct, frozen=True):
@@ -49,7 +50,7 @@ class WireJob(msgspec.Struct, frozen=True):
     error: Failure | None
     timings: Timings
     attempts: int
-    safety_filter_result: str | None
+    safety_filter_result: SafetyResult | None
     metadata: dict[str, Any]
     links: dict[str, str]
 

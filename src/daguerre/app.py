@@ -19,7 +19,7 @@ from daguerre import garbage
 from daguerre.auth import authenticator
 from daguerre.embeddings import Embeddings
 from daguerre.engine import Budgets, Engine, Event, Tuning
-from daguerre.errors import DaguerreError
+from daguerre.errors import CatalogError, DaguerreError, SettingsError
 from daguerre.http import problems, wire
 from daguerre.http.access import guarded
 from daguerre.http.audit import Audit
@@ -32,6 +32,7 @@ from daguerre.http.state import State
 from daguerre.job import Job
 from daguerre.jobs.allowances import Allowances
 from daguerre.jobs.dispatch import Dispatch
+from daguerre.jobs.inspection import Inspection
 from daguerre.jobs.loras import LoraShelf
 from daguerre.jobs.models import Models, Pulling
 from daguerre.jobs.retries import Retries
@@ -41,6 +42,7 @@ from daguerre.jobs.watch import Watch
 from daguerre.loras import Loras
 from daguerre.moderation import Moderation
 from daguerre.references import References
+from daguerre.safety_checkers import SafetyChecker, SafetyCheckers
 from daguerre.settings import Settings
 from daguerre.store.db import DATABASE_FILE, Database
 from daguerre.store.deliveries import DeliveryRows
@@ -82,6 +84,7 @@ class Daguerre(Starlette):
         self._traces = traces_sent_to(settings.traces_endpoint) if settings.traces_endpoint else None
         rules = settings.moderation_rules
         self._moderation = Moderation(Path(rules), settings.moderation_fails) if rules else None
+        self._safety_checker = _safety_checker(settings) if settings.safety_checker else None
         self._fetcher = _fetcher(settings) if settings.webhook_secret else None
         self._service: JobService | None = None
         super().__init__(
@@ -111,6 +114,13 @@ class Daguerre(Starlette):
         """Takes no more jobs and sees those at hand to their end, within the grace time."""
         if self._service is not None:
             await self._service.drain(self._settings.grace_timeout)
+
+    def _inspection(self) -> Inspection | None:
+        if self._safety_checker is None:
+            return None
+        settings = self._settings
+        action, fails = settings.safety_checker_action, settings.safety_checker_fails
+        return Inspection(self._safety_checker, action, fails, self._metrics)
 
     @contextlib.asynccontextmanager
     async def _lifespan(self, _app: Starlette) -> AsyncIterator[State]:
@@ -170,7 +180,8 @@ class Daguerre(Starlette):
         if self._traces is not None:
             service.listen(self._traces.changed)
         with ThreadPoolExecutor(CODEC_THREADS, thread_name_prefix="daguerre-codec") as codec:
-            dispatch = Dispatch(service, engine, files, codec)
+            inspection = self._inspection()
+            dispatch = Dispatch(service, engine, files, codec, inspection)
             self._service = service
             await service.recover()
             if webhooks is not None:
@@ -209,7 +220,20 @@ class Daguerre(Starlette):
             await asyncio.gather(*endless, return_exceptions=True)
             # The engine is a daemon: one that hangs in a device call does not hold the exit.
             await asyncio.to_thread(engine.close, 5.0)
+            if inspection is not None:
+                inspection.close()
             await asyncio.to_thread(database.close)
+
+
+def _safety_checker(settings: Settings) -> SafetyChecker:
+    """The one that the settings name; that its files are whole is found out when they are read, and may change."""
+    try:
+        checker = SafetyCheckers(settings.weights).find(settings.safety_checker)
+    except CatalogError as error:
+        raise SettingsError(f"setting 'safety_checker': {error}") from None
+    if not checker.is_here:
+        raise SettingsError(f"setting 'safety_checker': not on this machine yet: daguerre pull {checker.name}")
+    return checker
 
 
 def _fetcher(settings: Settings) -> "Fetcher":

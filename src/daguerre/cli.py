@@ -254,19 +254,19 @@ def loras(weights: Weights = None, config: Config = None) -> None:
 
 @app.command()
 def pull(
-    name: Annotated[str, typer.Argument(help="A model of the catalogue.")],
+    name: Annotated[str, typer.Argument(help="A model or a safety checker of the catalogue.")],
     weights: Weights = None,
     config: Config = None,
     endpoint: Annotated[str | None, typer.Option(help="The Hub, or a mirror of it.")] = None,
     lines: Annotated[bool, typer.Option(help="Progress in lines for a program: bytes there, of how many.")] = False,
 ) -> None:
     """Fetch a model of the catalogue from the Hub; an interrupted pull goes on where it was."""
-    from daguerre import catalog
-    from daguerre.pull import pull as fetch
+    from daguerre import catalog, pull
+    from daguerre.safety_checkers import SafetyChecker, SafetyCheckers
 
     settings, _ = configuration.load(_flags(weights=weights, hub_endpoint=endpoint), config=config)
-    found = catalog.read(settings.weights, settings.default_model)
-    model = found.find(name)
+    found, checkers = catalog.read(settings.weights, settings.default_model), SafetyCheckers(settings.weights)
+    model = checkers.find(name) if name in checkers.names else found.find(name)
     if model.is_here:
         print(f"{model.name} is here already")
         return
@@ -278,7 +278,11 @@ def pull(
             if lines:
                 print(done, total, flush=True)
 
-        fetch(model, found, settings.weights, settings.hub_endpoint, on_progress, settings.private_hosts)
+        place, private = (settings.weights, settings.hub_endpoint, on_progress), settings.private_hosts
+        if isinstance(model, SafetyChecker):
+            pull.pull_checker(model, *place, private)
+        else:
+            pull.pull(model, found, *place, private)
     print(f"{model.name} is here")
 
 

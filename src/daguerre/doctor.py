@@ -16,9 +16,10 @@ import numpy as np
 
 from daguerre import catalog
 from daguerre.embeddings import Embeddings
-from daguerre.errors import DaguerreError
+from daguerre.errors import CatalogError, DaguerreError
 from daguerre.imaging import encode_png
 from daguerre.references import References
+from daguerre.safety_checkers import SafetyCheckers, vet
 from daguerre.settings import Settings
 from daguerre.version import __version__
 
@@ -54,6 +55,7 @@ def examine(settings: Settings) -> list[Finding]:
         *_encoding(),
         *_folders(settings),
         *_models(settings),
+        *_safety(settings),
         *_exposure(settings),
     ]
 
@@ -167,6 +169,25 @@ def _models(settings: Settings) -> Iterator[Finding]:
         found.model()
     except DaguerreError as error:
         yield Finding("models", str(error), "put the model's folder under weights, or set default_model", True)
+
+
+def _safety(settings: Settings) -> Iterator[Finding]:
+    """The safety checker that is set, and what is wrong with others."""
+    try:
+        checkers = SafetyCheckers(settings.weights)
+        for problem in checkers.problems:
+            yield Finding("catalogue", problem, "mend it, or take it out of the weights folder")
+        if not settings.safety_checker:
+            return
+        checker = checkers.find(settings.safety_checker)
+        if checker.is_here:
+            vet(checker.path)
+            then = f"then {settings.safety_checker_action}; fails {settings.safety_checker_fails}"
+            yield Finding("safety checker", f"{checker.name} looks at every picture, on the CPU; {then}")
+        else:
+            yield Finding("safety checker", f"{checker.name} is not here", f"daguerre pull {checker.name}", True)
+    except CatalogError as error:
+        yield Finding("safety checker", str(error), "mend it, or set safety_checker to another", True)
 
 
 def _exposure(settings: Settings) -> Iterator[Finding]:

@@ -11,7 +11,7 @@ import msgspec
 
 from daguerre.errors import CatalogError
 
-KINDS = ("models", "vaes", "loras", "ip_adapters", "styles")
+KINDS = ("models", "vaes", "loras", "ip_adapters", "safety_checkers", "styles")
 
 T = TypeVar("T")  # 3.11 has no type parameters yet
 

@@ -39,6 +39,7 @@
     │   ├── NotReady               the model is still loading, or the engine is dead
     │   ├── StorageFailed          what must be durable could not be written
     │   ├── ModerationFailed       prompts cannot be checked
+    │   ├── SafetyCheckFailed      the job's picture could not be checked, and so is not shown
     │   ├── DiskLow
     │   ├── RateLimited            the client has used up what it may use in a minute
     │   ├── ClientLimit            the client has as many unfinished jobs as it may have
@@ -50,6 +51,7 @@
         ├── JobTimeout
         └── JobFailed
             ├── BadOutput          NaN pixels
+            ├── ImageRefused       a safety checker saw in the picture what is not to be shown
             ├── Poisoned           the server died while painting it, again and again
             └── OutOfMemory
 
@@ -321,6 +323,12 @@ class ModerationFailed(Unavailable):
     code = "moderation_failed"
 
 
+class SafetyCheckFailed(Unavailable):
+    """The picture could not be checked, so it is not shown."""
+
+    code = "safety_check_failed"
+
+
 class DiskLow(Unavailable):
     """There is too little room on the server's disk for more pictures."""
 
@@ -385,6 +393,12 @@ class BadOutput(JobFailed):
     """The picture came out black or as not-a-number; the usual cause is a VAE run in float16."""
 
     code = "bad_output"
+
+
+class ImageRefused(JobFailed):
+    """This server's safety checker sees in the picture what it does not show."""
+
+    code = "image_refused"
 
 
 class Poisoned(JobFailed):

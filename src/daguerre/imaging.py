@@ -25,6 +25,8 @@ MAX_PIXELS = 16 * 1024 * 1024
 
 #: Of a thumbnail, the longer side in pixels.
 THUMBNAIL = 256
+#: Of a blurred picture, the patches along its longer side.
+PATCHES = 8
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _UP = 2  # filter type: a byte is stored as its difference to the byte above
@@ -94,6 +96,18 @@ def thumbnail(data: bytes) -> bytes:
     file = io.BytesIO()
     image.save(file, "WEBP", quality=80)
     return file.getvalue()
+
+
+def blurred(pixels: Pixels) -> Pixels:
+    """The picture as a few soft patches of colour, [H, W, 3].
+
+    Only the means of `PATCHES` patches along the longer side are left of it: all else is gone, and cannot be computed.
+    """
+    height, width, _ = pixels.shape
+    patch = max(height, width) / PATCHES
+    few = (max(1, round(width / patch)), max(1, round(height / patch)))
+    small = Image.fromarray(pixels).resize(few, Image.Resampling.BOX)
+    return np.asarray(small.resize((width, height), Image.Resampling.BICUBIC))
 
 
 def _upright(opened: Image.Image) -> Image.Image:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import msgspec
 
+from daguerre.job import SafetyResult
 from daguerre.recipe import Recipe
 from daguerre.samplers import DIFFUSION, FLOW
 from daguerre.version import __version__
@@ -18,8 +19,8 @@ _FEWEST_PAIRS = 3
 _NOT_OF_A_PICTURE = ("count", "quality", "preview_every")
 
 
-def chunks(recipe: Recipe, seed: int, safety: str | None = None) -> dict[str, str]:
-    """The text chunks of one picture, by their PNG keywords; ``safety`` is what a filter said of it."""
+def chunks(recipe: Recipe, seed: int, safety: SafetyResult | None = None) -> dict[str, str]:
+    """The text chunks of one picture, by their PNG keywords; ``safety`` is what filters said of it."""
     own = {name: value for name, value in msgspec.to_builtins(recipe).items() if name not in _NOT_OF_A_PICTURE}
     own |= {"seed": seed, "version": __version__}
     if safety is not None:

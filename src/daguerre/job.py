@@ -4,6 +4,7 @@ import os
 import time
 import uuid
 from enum import StrEnum
+from typing import Literal, get_args
 
 import msgspec
 
@@ -30,6 +31,16 @@ class Status(StrEnum):
         return self not in (Status.QUEUED, Status.RUNNING)
 
 
+#: What filters said of a prompt or a picture, the gravest last; nothing is said where there are none.
+SafetyResult = Literal["passed", "unchecked", "flagged", "blurred", "blocked"]
+
+
+def gravest(*results: SafetyResult | None) -> SafetyResult | None:
+    """What is to be told of several together."""
+    told = [result for result in results if result is not None]
+    return max(told, key=get_args(SafetyResult).index, default=None)
+
+
 class Timings(msgspec.Struct, frozen=True, gc=False):
     """Seconds that a job spent in each phase."""
 
@@ -50,6 +61,7 @@ class Image(msgspec.Struct, frozen=True, gc=False):
     format: str
     bytes: int
     sha256: str
+    safety_filter_result: SafetyResult | None = None
 
 
 class Failure(msgspec.Struct, frozen=True, gc=False):
@@ -81,7 +93,7 @@ class Job(msgspec.Struct, frozen=True, gc=False):
     memory_peak: int | None = None  # bytes of the device; none where it has no memory of its own
     is_urgent: bool = False  # it goes before others
     webhook: str | None = None  # where its end is to be told; clients are not shown it, since it may hold a token
-    safety_filter_result: str | None = None  # passed, or unchecked where the rules could not be used
+    safety_filter_result: SafetyResult | None = None  # of its prompt, then the gravest of its pictures' as well
 
 
 def new_id(now: float | None = None) -> str:

@@ -16,14 +16,13 @@ from typing import Literal
 import msgspec
 
 from daguerre.errors import ModerationFailed, PromptRefused
+from daguerre.job import SafetyResult
 from daguerre.spellings import folded, readings_of, runs_of, words_of
 
 log = logging.getLogger(__name__)
 
 #: Ways in which a pattern may match at one place, and how often a character of it may be repeated.
 MOST_PATHS, MOST_REPEATS = 1000, 50
-
-Result = Literal["passed", "unchecked"]
 
 
 class Category(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -183,7 +182,7 @@ class Moderation:
         self._rules: Rules | None = None
         self._read()
 
-    def judge(self, prompt: str) -> Result:
+    def judge(self, prompt: str) -> SafetyResult:
         """Lets a prompt pass.
 
         Raises:

@@ -15,9 +15,10 @@ from typing import Any, Self
 
 import msgspec
 
-from daguerre import hubclient, weightfile
+from daguerre import hubclient, safety_checkers, weightfile
 from daguerre.catalog import VAES, Catalog, Model, Source
 from daguerre.errors import CatalogError, PullFailed
+from daguerre.safety_checkers import FOLDER, SafetyChecker
 
 PARTIAL = ".pull"
 PARTS = ".parts"
@@ -65,16 +66,42 @@ def pull(
     hubclient.guard(endpoint, private_hosts)
     if model.vae is not None and not model.vae.exists():
         source = catalog.vae(model.vae.name)
-        _fetch(source, model.vae, weights / PARTIAL / f"{VAES}-{model.vae.name}", endpoint, on_progress)
+        _fetch(source, model.vae, weights / PARTIAL / f"{VAES}-{model.vae.name}", endpoint, on_progress, _vet)
     if model.source is None:
         raise CatalogError(f"the catalogue names no repository for model {model.name!r}")
     suffix = ".safetensors" if model.source.file else ""
     place = weights / f"{model.name}{suffix}"
     if not place.exists():
-        _fetch(model.source, place, weights / PARTIAL / model.name, endpoint, on_progress)
+        _fetch(model.source, place, weights / PARTIAL / model.name, endpoint, on_progress, _vet)
 
 
-def _fetch(source: Source, place: Path, partial: Path, endpoint: str, on_progress: OnProgress) -> None:
+def pull_checker(
+    checker: SafetyChecker,
+    weights: Path,
+    endpoint: str,
+    on_progress: OnProgress,
+    private_hosts: tuple[str, ...] = (),
+) -> None:
+    """Fetches a safety checker, in the same way.
+
+    Raises:
+        PullFailed, CatalogError: as `pull` does.
+    """
+    hubclient.guard(endpoint, private_hosts)
+    if checker.source is None:
+        raise CatalogError(f"the catalogue names no repository for safety checker {checker.name!r}")
+    partial = weights / PARTIAL / f"{FOLDER}-{checker.name}"
+    _fetch(checker.source, checker.path, partial, endpoint, on_progress, safety_checkers.vet)
+
+
+def _fetch(
+    source: Source,
+    place: Path,
+    partial: Path,
+    endpoint: str,
+    on_progress: OnProgress,
+    vet: Callable[[Path], None],
+) -> None:
     from huggingface_hub import hf_hub_url
 
     commit, files = _listed(source, endpoint)
@@ -90,7 +117,7 @@ def _fetch(source: Source, place: Path, partial: Path, endpoint: str, on_progres
         on_progress(file.name, done, total)
     shutil.rmtree(partial / PARTS, ignore_errors=True)
     arrived = partial / source.file if source.file else partial
-    _vet(arrived)
+    vet(arrived)
     place.parent.mkdir(parents=True, exist_ok=True)
     arrived.rename(place)
     shutil.rmtree(partial, ignore_errors=True)

@@ -92,6 +92,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     moderation_rules: str = ""
     #: What becomes of prompts while that file cannot be used: closed refuses them, open paints them unchecked.
     moderation_fails: Literal["closed", "open"] = "closed"
+    #: Safety checker of the catalogue that looks at every finished picture; empty: none does.
+    safety_checker: str = ""
+    #: What becomes of pictures in which it sees something: block fails the job, blur blurs them, flag says so of them.
+    safety_checker_action: Literal["block", "blur", "flag"] = "block"
+    #: What becomes of pictures while it cannot be used: closed fails their jobs, open shows them unchecked.
+    safety_checker_fails: Literal["closed", "open"] = "closed"
     #: Hosts, addresses and networks that are not public, but that webhooks may be sent to, and pulls redirected to.
     private_hosts: tuple[str, ...] = ()
     #: Largest request body, in bytes.

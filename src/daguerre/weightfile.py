@@ -180,8 +180,9 @@ def refuse_code(folder: Path) -> dict[str, Any]:
 
 
 def vet_component(folder: Path) -> int:
-    """The same for one part by itself, a VAE."""
-    _refuse_code(folder / "config.json")
+    """The same for one part by itself: a VAE, an image encoder, a safety checker."""
+    for config in sorted(folder.rglob("*config.json")):
+        _refuse_code(config)
     return _vet_component(folder.parent, folder.name, has_weights=True)
 
 

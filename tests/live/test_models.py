@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import checkerfiles
 import httpx
 import original
 import original_flow
@@ -473,3 +474,25 @@ def test_a_single_file_and_a_vae_are_pulled(shelf: Path, hub: TestHub, bare: Pat
         [sys.executable, "-m", "daguerre", "models", "--weights", str(bare)], capture_output=True, text=True, cwd=ROOT
     )
     assert any(line.split()[:3] == ["g", "sdxl", "here"] for line in listed.stdout.splitlines())
+
+
+def test_a_safety_checker_is_pulled(hub: TestHub, bare: Path) -> None:
+    """Into its own folder, without what could be code; what is none is not kept."""
+    whole, other = bare.parent / "whole", bare.parent / "other"
+    checkerfiles.write(whole)
+    (whole / "pytorch_model.bin").write_bytes(b"\x80\x04.")
+    (whole / "README.md").write_text("words")
+    shutil.copytree(whole, other)
+    (other / "preprocessor_config.json").unlink()
+    hub.repositories |= {"tests/whole": whole, "tests/other": other}
+    tables = [f'[safety_checkers.{name}]\nrepo = "tests/{name}"\n' for name in ("whole", "other")]
+    (bare / "catalog.toml").write_text("".join(tables))
+    pulled = _pull(hub, bare, "whole")
+    assert pulled.returncode == 0, pulled.stderr
+    found = sorted(path.name for path in (bare / "safety-checkers" / "whole").iterdir())
+    assert found == ["config.json", "model.safetensors", "preprocessor_config.json"]
+    assert "whole is here already" in _pull(hub, bare, "whole").stdout
+    pulled = _pull(hub, bare, "other")
+    assert pulled.returncode == 1
+    assert "preprocessor_config.json" in pulled.stderr
+    assert not (bare / "safety-checkers" / "other").exists()

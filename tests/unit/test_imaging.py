@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image, PngImagePlugin
 
-from daguerre.imaging import PARAMETERS, Pixels, encode, encode_png, media_type, read_text
+from daguerre.imaging import PARAMETERS, PATCHES, Pixels, blurred, encode, encode_png, media_type, read_text
 from daguerre.recipe import Format
 
 SHAPES = [(1, 1), (1, 2048), (2048, 1), (3, 5), (64, 64), (1000, 700)]
@@ -307,3 +307,21 @@ def test_pillow_finds_nothing_to_complain_about() -> None:
     with warnings.catch_warnings(), Image.open(io.BytesIO(encode_png(pixels_of("soft", 9, 9), {"a": "b"}))) as image:
         warnings.simplefilter("error")
         image.verify()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_blurred_picture_keeps_its_size(shape: tuple[int, int]) -> None:
+    """And hardly anything else."""
+    assert blurred(pixels_of("noise", *shape)).shape == (*shape, 3)
+
+
+def test_a_blur_cannot_be_undone() -> None:
+    """Pictures that differ in everything but the means of a few patches are the same picture then."""
+    side = 8 * PATCHES
+    picture = pixels_of("ramp", side, side)
+    patches = picture.reshape(PATCHES, 8, PATCHES, 8, 3).transpose(0, 2, 1, 3, 4).reshape(PATCHES**2, 64, 3)
+    mixed = np.random.default_rng(1).permuted(patches, axis=1)
+    other = mixed.reshape(PATCHES, PATCHES, 8, 8, 3).transpose(0, 2, 1, 3, 4).reshape(side, side, 3)
+    assert (other != picture).mean() > 0.9
+    # Means are rounded once along rows, and once along columns.
+    assert np.abs(blurred(other).astype(int) - blurred(picture)).max() <= 2

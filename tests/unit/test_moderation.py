@@ -273,8 +273,8 @@ def test_a_broken_file_refuses_or_lets_pass_as_the_setting_says(
 
 def test_the_rules_of_the_guide_are_rules(tmp_path: Path) -> None:
     """As they stand there, and what it says of words."""
-    (_, text) = re.findall(r"```toml\n(.*?)```", GUIDE.read_text(), re.DOTALL)
-    moderation = Moderation(_file(tmp_path / "rules.toml", text), "closed")
+    (text,) = re.findall(r"```toml\n# rules.toml(.*?)```", GUIDE.read_text(), re.DOTALL)
+    moderation = Moderation(_file(tmp_path / "rules.toml", f"#{text}"), "closed")
     for prompt in ("g0r3", "g.o.r.e", "g(o)re", "g o r e", "acme studios", "severed heads", "beheading"):
         with pytest.raises(PromptRefused):
             moderation.judge(prompt)

@@ -190,6 +190,8 @@ def generation_headers(job: Job) -> dict[str, str]:
     if recipe.ip_adapter is not None:
         uses = [{"name": use.name, "scale": use.scale} for use in recipe.reference_images]
         about |= {"reference_images": uses, "ip_adapter": recipe.ip_adapter}
+    if job.safety_filter_result is not None:
+        about["safety_filter_result"] = job.safety_filter_result
     phases = msgspec.structs.asdict(job.timings)
     return {
         "x-job-id": job.id,

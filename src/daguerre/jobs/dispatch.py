@@ -25,9 +25,10 @@ from daguerre.engine import (
     Stepped,
     Submission,
 )
-from daguerre.errors import BadOutput, DaguerreError, DiskLow, JobFailed, NotReady
-from daguerre.job import Image, Job, Timings
+from daguerre.errors import BadOutput, DaguerreError, DiskLow, ImageRefused, JobFailed, NotReady, SafetyCheckFailed
+from daguerre.job import Image, Job, SafetyResult, Timings, gravest
 from daguerre.jobs import pictures
+from daguerre.jobs.inspection import Inspection
 from daguerre.jobs.service import JobService
 from daguerre.store.files import Files
 
@@ -69,7 +70,15 @@ class Gathered:
 class Dispatch:
     """Between the event loop and the engine. ``receive`` runs on the loop; only pictures are made in the codec pool."""
 
-    def __init__(self, service: JobService, engine: Engine, files: Files, codec: ThreadPoolExecutor) -> None:
+    def __init__(
+        self,
+        service: JobService,
+        engine: Engine,
+        files: Files,
+        codec: ThreadPoolExecutor,
+        inspection: Inspection | None = None,
+    ) -> None:
+        self._inspection = inspection
         self._service = service
         self._engine = engine
         self._files = files
@@ -117,6 +126,8 @@ class Dispatch:
         image = mask = None
         if inputs is not None:
             image, mask = await loop.run_in_executor(self._codec, inputs.fitted, (recipe.width, recipe.height))
+        if not self._allows_previews:
+            recipe = msgspec.structs.replace(recipe, preview_every=0)  # none is made, so none can be seen
         references, learned = await loop.run_in_executor(self._codec, found.read, inputs) if found else ((), ())
         return Submission(
             job.id,
@@ -132,14 +143,21 @@ class Dispatch:
             is_urgent=job.is_urgent,
         )
 
+    @property
+    def _allows_previews(self) -> bool:
+        return self._inspection is None or self._inspection.allows_previews
+
     def cancel(self, job_id: str, error: DaguerreError) -> None:
         """Stops a job that the engine has."""
         self._engine.cancel(job_id, error)
 
     def look(self, job_id: str) -> bytes | None:
-        """The latest preview of a job that is being painted, a JPEG; another is made at its next step."""
+        """The latest preview of a job that is being painted, a JPEG; another is made at its next step.
+
+        None where pictures have to be inspected before anybody sees them.
+        """
         gathered = self._in_engine.get(job_id)
-        if gathered is None:
+        if gathered is None or not self._allows_previews:
             return None
         self._engine.look(job_id)
         return gathered.preview
@@ -188,6 +206,8 @@ class Dispatch:
                 self.state.stage = f"{model}: {stage}" if model else stage
                 log.info("%s", self.state.stage)
             case ModelReady(model, device, dtype, seconds):
+                if self._inspection is not None and self.state.ready is None:
+                    self._inspection.prepare()
                 self.state.ready, self.state.error = event, None
                 log.info("%s is ready on %s in %s after %.1f s", model, device, dtype, seconds)
             case ModelAbsent(model, error):
@@ -199,7 +219,7 @@ class Dispatch:
                 self._service.engine_died(NotReady(error.message))
 
     async def _finish(self, painted: Painted) -> None:
-        """Encodes and writes a picture off the loop; the last one of a job ends it."""
+        """Has a picture looked at, encodes and writes it off the loop; the last one of a job ends it."""
         job = self._service.find(painted.job_id)
         gathered = self._in_engine.get(painted.job_id)
         if job is None or gathered is None or job.status.is_final:
@@ -207,8 +227,12 @@ class Dispatch:
             return
         loop = asyncio.get_running_loop()
         try:
-            image, seconds = await loop.run_in_executor(self._codec, self._keep, job, painted)
+            painted, safety = await self._inspected(painted)
+            image, seconds = await loop.run_in_executor(self._codec, self._keep, job, painted, safety)
         except DaguerreError as error:
+            if isinstance(error, ImageRefused | SafetyCheckFailed):
+                told: SafetyResult = "blocked" if isinstance(error, ImageRefused) else "unchecked"
+                self._service.changed(job.id, safety_filter_result=told)
             await self._fail(job, error)
         except OSError as error:
             log.exception("job %s: its picture could not be written", job.id)
@@ -220,6 +244,13 @@ class Dispatch:
             elif len(gathered.images) == job.recipe.count:
                 await self._succeed(job, gathered)
 
+    async def _inspected(self, painted: Painted) -> tuple[Painted, SafetyResult | None]:
+        """The picture as it may be shown, and what is said of it."""
+        if self._inspection is None:
+            return painted, None
+        pixels, result = await self._inspection.judge(painted.pixels)
+        return dataclasses.replace(painted, pixels=pixels), result
+
     async def _succeed(self, job: Job, gathered: Gathered) -> None:
         queued = max(0.0, (job.started_at or job.created_at) - job.created_at)  # the clock may have been set back
         is_done = await self._service.succeeded(
@@ -228,14 +259,15 @@ class Dispatch:
             timings=msgspec.structs.replace(gathered.timings, queue=queued),
             device_seconds=gathered.device_seconds,
             memory_peak=gathered.memory_peak,
+            safety_filter_result=gravest(*(image.safety_filter_result for image in gathered.images.values())),
         )
         if is_done:
             gathered.images.clear()
         await self._leave(job.id)
 
-    def _keep(self, job: Job, painted: Painted) -> tuple[Image, float]:
+    def _keep(self, job: Job, painted: Painted, safety: SafetyResult | None) -> tuple[Image, float]:
         """In the codec pool: waits for the pixels there, so that neither the engine nor the loop has to."""
-        pixels, safety = painted.pixels.array(), job.safety_filter_result
+        pixels, safety = painted.pixels.array(), gravest(job.safety_filter_result, safety)
         return pictures.keep(self._files, pixels, job.recipe, job.id, painted.index, safety)
 
     async def _fail(self, job: Job, error: DaguerreError) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 
 from daguerre import imaging, infotext
-from daguerre.job import Image
+from daguerre.job import Image, SafetyResult
 from daguerre.recipe import Recipe
 from daguerre.store.files import Files, thumbnail_name
 
@@ -15,7 +15,7 @@ from daguerre.store.files import Files, thumbnail_name
 PREVIEW_QUALITY = 80
 
 
-def encode(pixels: imaging.Pixels, recipe: Recipe, seed: int, safety: str | None = None) -> bytes:
+def encode(pixels: imaging.Pixels, recipe: Recipe, seed: int, safety: SafetyResult | None = None) -> bytes:
     """The picture as bytes in the recipe's format, with its recipe inside."""
     return imaging.encode(pixels, recipe.format, recipe.quality, infotext.chunks(recipe, seed, safety))
 
@@ -26,7 +26,7 @@ def preview(pixels: Callable[[], imaging.Pixels]) -> bytes:
 
 
 def keep(
-    files: Files, pixels: imaging.Pixels, recipe: Recipe, job_id: str, index: int, safety: str | None = None
+    files: Files, pixels: imaging.Pixels, recipe: Recipe, job_id: str, index: int, safety: SafetyResult | None = None
 ) -> tuple[Image, float]:
     """Encodes and writes picture ``index`` of a job; gives it, and the seconds that it took.
 
@@ -39,7 +39,7 @@ def keep(
     name = files.name(datetime.now(UTC), recipe.model, job_id, index if recipe.count > 1 else None, recipe.format)
     files.write(name, data)
     height, width, _ = pixels.shape
-    image = Image(name, seed, width, height, recipe.format, len(data), hashlib.sha256(data).hexdigest())
+    image = Image(name, seed, width, height, recipe.format, len(data), hashlib.sha256(data).hexdigest(), safety)
     return image, time.perf_counter() - began
 
 

@@ -25,7 +25,7 @@ from prometheus_client.metrics_core import (
 from prometheus_client.registry import Collector
 
 from daguerre.errors import DaguerreError, Forbidden, JobEnded, Reason
-from daguerre.job import Status
+from daguerre.job import SafetyResult, Status
 from daguerre.telemetry.counters import Counters
 from daguerre.version import __version__
 
@@ -77,6 +77,9 @@ class Metrics:
         self.jobs = Gauge("daguerre_jobs", "Jobs that are kept, by their state", ["state"], registry=one)
         self.ended = Counter("daguerre_jobs_ended", "Jobs that ended", ["state"], registry=one)
         self.images = Counter("daguerre_images", "Pictures delivered", ["model"], registry=one)
+        self.safety_checks = Counter(
+            "daguerre_safety_checks", "Pictures shown to the safety checker", ["result"], registry=one
+        )
         self.queue_limit = Gauge("daguerre_queue_limit", "Jobs that may wait", registry=one)
         self.queue_wait = Histogram(
             "daguerre_queue_wait_seconds",
@@ -140,6 +143,8 @@ class Metrics:
                 self.ended.labels(state)
         for reason in REFUSALS:
             self.refused.labels(reason)
+        for result in get_args(SafetyResult):
+            self.safety_checks.labels(result)
         for outcome in ("hit", "miss"):
             self.prompt_cache.labels(outcome)
         for at in ("accepted", "started"):

@@ -225,7 +225,8 @@ def _inputs(fields: Mapping[str, Any]) -> Inputs:
 
 def _info(job: Job) -> dict[str, Any]:
     """What theirs says of the pictures, as far as it means something here."""
-    whole, seeds = job.recipe, [job.recipe.seed + index for index in range(job.recipe.count)]
+    whole, safety = job.recipe, job.safety_filter_result
+    seeds = [job.recipe.seed + index for index in range(job.recipe.count)]
     return {
         "prompt": whole.prompt,
         "all_prompts": [whole.prompt] * whole.count,
@@ -251,7 +252,7 @@ def _info(job: Job) -> dict[str, Any]:
         "seed_resize_from_w": -1,
         "seed_resize_from_h": -1,
         "denoising_strength": whole.strength,
-        "extra_generation_params": {},
+        "extra_generation_params": {} if safety is None else {"Safety filter": safety},
         "index_of_first_image": 0,
         "infotexts": [infotext.infotext(whole, seed) for seed in seeds],
         "styles": [] if whole.style is None else [whole.style],

@@ -26,8 +26,10 @@ from daguerre.errors import (
     ClientLimit,
     DaguerreError,
     FieldError,
+    ImageRefused,
     InvalidRecipe,
     ModelNotFound,
+    PromptRefused,
     RateLimited,
     Unavailable,
 )
@@ -66,6 +68,8 @@ THEIR_FIELDS = frozenset(
 )
 #: Our names of what they call otherwise, for errors.
 PARAMS = {"count": "n", "width": "size", "height": "size", "format": "output_format", "quality": "output_compression"}
+#: What theirs refuses by its policy, it refuses under one code.
+POLICY = (PromptRefused, ImageRefused)
 #: Previews that a stream may ask for.
 MAX_PARTIALS = 3
 #: Of an upload that is to be varied, how much is painted anew.
@@ -90,20 +94,22 @@ def spoken(endpoint: Endpoint) -> Endpoint:
 def failure(error: DaguerreError, request_id: str) -> Response:
     """The error in OpenAI's envelope, with the word on whether asking again can help."""
     plain = problems.answer(error, request_id)
-    status = 400 if isinstance(error, InvalidRecipe) else plain.status_code
+    status = 400 if isinstance(error, (InvalidRecipe, *POLICY)) else plain.status_code
     headers = {"x-should-retry": "true" if isinstance(error, Unavailable) else "false"}
     headers |= {name: plain.headers[name] for name in ("retry-after", "www-authenticate") if name in plain.headers}
     return Response(json.dumps({"error": _envelope(error)}), status, headers, "application/json")
 
 
 def _envelope(error: DaguerreError) -> dict[str, Any]:
-    kind = "invalid_request_error" if isinstance(error, BadRequest | ModelNotFound | AccessRefused) else "server_error"
+    is_theirs = isinstance(error, BadRequest | ModelNotFound | AccessRefused | ImageRefused)
+    kind = "invalid_request_error" if is_theirs else "server_error"
     if isinstance(error, RateLimited | ClientLimit):
         kind = "rate_limit_error"
+    code = "content_policy_violation" if isinstance(error, POLICY) else error.code
     param = "model" if isinstance(error, ModelNotFound) else None
     if isinstance(error, InvalidRecipe):
         param = PARAMS.get(error.errors[0].field, error.errors[0].field)
-    return {"message": error.message, "type": kind, "param": param, "code": error.code}
+    return {"message": error.message, "type": kind, "param": param, "code": code}
 
 
 async def generations(request: Request[State]) -> Response:

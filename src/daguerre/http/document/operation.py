@@ -114,6 +114,8 @@ ENDED = (
     errors.JobFailed,
     errors.BadOutput,
     errors.OutOfMemory,
+    errors.ImageRefused,
+    errors.SafetyCheckFailed,
     errors.Poisoned,
 )
 #: What asking for a job may end in.
