@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from daguerre import weightfile
+from daguerre import editions, weightfile
 from daguerre.adapterfile import FLOATS
 from daguerre.catalog import Model
 from daguerre.errors import CatalogError, FieldError, InvalidRecipe
@@ -220,6 +220,6 @@ def _stamp(folder: Path) -> tuple[Any, ...]:
     """Something that differs when the folder has changed."""
     try:
         with os.scandir(folder) as found:
-            return tuple(sorted((file.name, file.stat().st_mtime_ns, file.stat().st_size) for file in found))
+            return tuple(sorted((file.name, *editions.mark(file.stat())) for file in found))
     except OSError:
         return ()

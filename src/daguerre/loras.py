@@ -10,8 +10,9 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from daguerre import adapterfile, entries, layernames
+from daguerre import adapterfile, editions, entries, layernames
 from daguerre.catalog import CATALOG_FILE, SHIPPED, Model
+from daguerre.editions import Edition
 from daguerre.errors import CatalogError, FieldError, InvalidRecipe, LoraIncompatible, LoraNotFound
 from daguerre.recipe import Draft, LoraUse
 
@@ -35,13 +36,12 @@ class Adapter(msgspec.Struct, frozen=True):
 
     name: str
     path: Path
-    modified: int  # nanoseconds
-    size: int
+    mark: tuple[int, int, int]  # what differs once it is another file, or another's content
 
     @property
-    def key(self) -> tuple[str, int, int]:
+    def key(self) -> tuple[str, tuple[int, int, int]]:
         """The same without its path: it may stand in logs and dumps."""
-        return self.name, self.modified, self.size
+        return self.name, self.mark
 
 
 class Lora(msgspec.Struct, frozen=True, kw_only=True):
@@ -160,8 +160,7 @@ class Loras:
             name, entry = entry_of.get(file, (path.stem, Entry()))
             try:
                 known = self._known.get(name)
-                stat = path.stat()
-                adapter = Adapter(name, path, stat.st_mtime_ns, stat.st_size)
+                adapter = Adapter(name, path, editions.mark(path.stat()))
                 if known is None or known[:2] != (adapter, entry):  # headers take a while to read
                     known = self._known[name] = adapter, entry, _lora(adapter, entry)
                 yield name, known[2]
@@ -196,7 +195,7 @@ def check(lora: Lora, model: Model) -> None:
         LoraIncompatible: the model lacks its layers, or has them in other shapes.
     """
     if model.path.is_dir():
-        why = _misfit(lora.adapter, model.path, model.elements)
+        why = _misfit(lora.adapter, model.path, model.edition)
         told = f"; it seems to be for {lora.family}" if lora.family not in (None, model.family) else ""
         if why is not None:
             message = f"LoRA {lora.name!r} does not fit {model.name!r}, which is {model.family}: {why}{told}"
@@ -206,8 +205,8 @@ def check(lora: Lora, model: Model) -> None:
 
 
 @functools.lru_cache(maxsize=256)
-def _misfit(adapter: Adapter, folder: Path, _elements: int) -> str | None:
-    """Why an adapter does not fit a folder's model; the elements of its weights tell one model there from the next."""
+def _misfit(adapter: Adapter, folder: Path, _edition: Edition) -> str | None:
+    """Why an adapter does not fit a folder's model as it is now."""
     try:
         adapterfile.match(adapterfile.read(adapter.path), layernames.of_folder(folder))
     except CatalogError as error:
@@ -219,11 +218,11 @@ def _stamp(weights: Path) -> tuple[Any, ...]:
     """Something that differs when the folder or catalog.toml has changed."""
     try:
         with os.scandir(weights / FOLDER) as found:
-            files = sorted((entry.name, entry.stat().st_mtime_ns, entry.stat().st_size) for entry in found)
+            files = sorted((entry.name, *editions.mark(entry.stat())) for entry in found)
     except OSError:
         files = []
     try:
         stat = (weights / CATALOG_FILE).stat()
     except OSError:
         return tuple(files)
-    return (*files, stat.st_mtime_ns, stat.st_size)
+    return (*files, *editions.mark(stat))

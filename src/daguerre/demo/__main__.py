@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 
 from daguerre.demo.gate import hold, lay_out
+from daguerre.demo.ip_training import IpPlan, train_ip_adapter
 from daguerre.demo.lora_training import LoraPlan, train_lora
 from daguerre.demo.processes import hush, train
 from daguerre.demo.scene import describe_scene, draw_scene, sample_scene
@@ -42,6 +43,14 @@ def _parser() -> argparse.ArgumentParser:
     for field in msgspec.structs.fields(LoraPlan):
         if field.type in (int, float):
             lora.add_argument(f"--{field.name.replace('_', '-')}", type=field.type, default=field.default)
+    look = commands.add_parser("train-ip-adapter", help="train an IP-Adapter, or go on from the checkpoint in --out")
+    look.add_argument("--out", type=Path, required=True, help="the work folder")
+    look.add_argument("--base", type=Path, default=Path("weights/demo-xl"))
+    look.add_argument("--threads", type=int, default=1)
+    look.add_argument("--stop", type=int, help="after so many samples; the same command without it goes on")
+    for field in msgspec.structs.fields(IpPlan):
+        if field.type in (int, float):
+            look.add_argument(f"--{field.name.replace('_', '-')}", type=field.type, default=field.default)
     gate = commands.add_parser("gate", help="judge an exported folder")
     gate.add_argument("weights", type=Path)
     gate.add_argument("--sheet", type=Path, help="where a PNG of what was painted goes")
@@ -70,6 +79,12 @@ def _train_lora(options: argparse.Namespace) -> None:
     train_lora(options.name, options.base, options.out, write, plan, options.threads, options.stop)
 
 
+def _train_ip_adapter(options: argparse.Namespace) -> None:
+    options.out.mkdir(parents=True, exist_ok=True)
+    plan = IpPlan(**{name: getattr(options, name) for name in IpPlan.__struct_fields__ if hasattr(options, name)})
+    train_ip_adapter(options.base, options.out, plan, options.threads, options.stop)
+
+
 def main() -> None:
     """Run one command; a gate that is not passed exits with 1."""
     options = _parser().parse_args()
@@ -80,6 +95,8 @@ def main() -> None:
         train(options)
     elif options.command == "train-lora":
         _train_lora(options)
+    elif options.command == "train-ip-adapter":
+        _train_ip_adapter(options)
     elif options.command == "gate":
         findings = hold(options.weights, options.seeds, options.steps, options.sheet)
         sys.exit(not findings.is_passed)

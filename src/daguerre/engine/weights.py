@@ -14,9 +14,8 @@ class Weights:
     def __init__(self, modules: Iterable[torch.nn.Module], device: torch.device) -> None:
         tensors = {id(t): t for module in modules for t in (*module.parameters(), *module.buffers())}
         self._tensors = list(tensors.values())
-        if device.type == "cuda":
-            for tensor in self._tensors:
-                tensor.data = pinned(tensor.data)
+        for tensor in self._tensors:
+            tensor.data = hosted_for(device, tensor.data)
         self._hosted = [tensor.data for tensor in self._tensors]
         self.bytes: int = sum(tensor.nbytes for tensor in self._hosted)
 
@@ -29,6 +28,17 @@ class Weights:
         """Gives the modules their host copies again: nothing is copied back."""
         for tensor, hosted in zip(self._tensors, self._hosted, strict=True):
             tensor.data = hosted
+
+
+def hosted_for(device: torch.device, tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor in host memory of its own, from where the device takes it.
+
+    Libraries leave a tensor that is in a file as it is needed where it is, and map the file: what is written into the
+    file then shows in the tensor, and where the file is cut off, the process ends.
+    """
+    if device.type == "cuda":
+        return pinned(tensor)
+    return tensor if tensor.untyped_storage().resizable() else tensor.clone()
 
 
 def pinned(tensor: torch.Tensor) -> torch.Tensor:
