@@ -43,7 +43,8 @@ class Slot:
     @property
     def bytes(self) -> int:
         """On the device."""
-        return sum(tensor.nbytes for tensor in (self.down, self.up) if tensor is not None) + self.kronecker_bytes
+        low = 0 if self.down is None or self.up is None else self.down.nbytes + self.up.nbytes
+        return low + self.kronecker_bytes
 
     def lacks(self, changes: Sequence[Change]) -> int:
         """Bytes that it needs for these beyond those that it has."""
@@ -233,8 +234,8 @@ class Wardrobe:
         """What each layer of these parts is changed by."""
         changes: dict[str, list[tuple[Change, float]]] = {}
         for hosted, weight in worn:
-            for name, change in fitted[hosted].items():
-                if weight and name.partition(".")[0] in self.parts:
+            for name, change in fitted[hosted].items() if weight else ():
+                if name.partition(".")[0] in self.parts:
                     changes.setdefault(name, []).append((change, weight))
         return changes
 
