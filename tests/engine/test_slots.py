@@ -118,6 +118,24 @@ def test_another_model_makes_room_for_them(rack: Rack, name: str) -> None:
         assert difference(darkroom.paint(rack.job(sd15, {name: 0.5})).picture, expected) <= 1
 
 
+def test_what_lay_in_slots_that_grew_is_put_in_anew(rack: Rack) -> None:
+    """Although nothing else has been worn in between."""
+    adapters = load(rack.catalog.model(), torch.float32).adapters
+    worn = [(rack.hosted("small"), 0.7)]
+    adapters.wear_on_denoiser(worn)
+    before = {name: (slot.down[:3].clone(), slot.up[:3].clone()) for name, slot in adapters._denoiser._slots.items()}
+    assert not adapters.wear_on_denoiser(worn)
+    large = [(rack.hosted("large"), 1.0)]
+    assert adapters.lacks(large)
+    adapters.grow(large)
+    assert adapters.wear_on_denoiser(worn)
+    for name, slot in adapters._denoiser._slots.items():
+        assert len(slot.up) == 64
+        assert torch.equal(slot.down[:3], before[name][0])
+        assert torch.equal(slot.up[:3], before[name][1])
+        assert not slot.up[3:].any()
+
+
 def test_slots_that_grow_under_a_picture_keep_what_it_wears(rack: Rack) -> None:
     """One with a small LoRA is under way when one with a large one begins: both are what they are alone."""
     model = rack.catalog.model()

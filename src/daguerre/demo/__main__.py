@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 
 from daguerre.demo.gate import hold, lay_out
+from daguerre.demo.ip_gate import hold_likeness
 from daguerre.demo.ip_training import IpPlan, train_ip_adapter
 from daguerre.demo.lora_training import LoraPlan, train_lora
 from daguerre.demo.processes import hush, train
@@ -56,6 +57,13 @@ def _parser() -> argparse.ArgumentParser:
     gate.add_argument("--sheet", type=Path, help="where a PNG of what was painted goes")
     gate.add_argument("--seeds", type=int, default=5)
     gate.add_argument("--steps", type=int, default=20)
+    likeness = commands.add_parser("gate-ip-adapter", help="judge the IP-Adapter in a folder")
+    likeness.add_argument("folder", type=Path)
+    likeness.add_argument("--base", type=Path, default=Path("weights/demo-xl"))
+    likeness.add_argument("--sheet", type=Path, help="where a PNG of references and pictures goes")
+    likeness.add_argument("--count", type=int, default=40)
+    likeness.add_argument("--side", type=int, default=256)
+    likeness.add_argument("--steps", type=int, default=12)
     show = commands.add_parser("draw", help="lay out a sheet of what the model learns from")
     show.add_argument("--out", type=Path, required=True, help="a PNG")
     show.add_argument("--count", type=int, default=60)
@@ -100,6 +108,9 @@ def main() -> None:
     elif options.command == "gate":
         findings = hold(options.weights, options.seeds, options.steps, options.sheet)
         sys.exit(not findings.is_passed)
+    elif options.command == "gate-ip-adapter":
+        found = hold_likeness(options.base, options.folder, options.count, options.side, options.steps, options.sheet)
+        sys.exit(not found.is_passed)
     else:
         _draw(options.out, options.count, options.seed, options.lora)
 
