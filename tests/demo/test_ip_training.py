@@ -1,5 +1,6 @@
 """An IP-Adapter's training repeats itself, resumes, moves nothing but its own, and writes what diffusers reads."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,15 @@ from daguerre.demo.tokenizer import corpus, train_tokenizer
 
 TINY = Shape(first_width=32, second_width=32, text_layers=2, channels=(8, 16, 16), heads=(1, 1, 1))
 PLAN = IpPlan(seed=5, lessons=3, glances=2, small_samples=6, large_samples=4, batch=2, bf16=False)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tiny tensors gain nothing from a second thread, and lose a lot to it where the cores are busy."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
