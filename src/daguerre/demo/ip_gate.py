@@ -51,7 +51,7 @@ def scenes_unseen(count: int) -> list[Scene]:
 
 def colours_of(picture: Bytes) -> Floats:
     """Average a picture [side,side,3] over a grid: [4,4,3] in 0..1."""
-    return np.asarray(Image.fromarray(picture).resize((GRID, GRID), Image.Resampling.BOX), np.float32) / 255
+    return np.asarray(Image.fromarray(picture).resize((GRID, GRID), Image.Resampling.BOX), np.float32) / np.float32(255)
 
 
 def distance(one: Bytes, other: Bytes) -> float:
