@@ -99,6 +99,7 @@ def run() -> dict[str, Any]:
 def _compare(folder: Path) -> dict[str, Any]:
     import torch
 
+    from daguerre.editions import mark
     from daguerre.engine.adapter_cache import read
     from daguerre.engine.adapters import Adapters
     from daguerre.loras import Adapter
@@ -107,7 +108,7 @@ def _compare(folder: Path) -> dict[str, Any]:
     paths = [folder / "one.safetensors", folder / "two.safetensors"]
     made = unet()
     targets, _ = (write(path, made, seed) for seed, path in enumerate(paths))
-    records = [Adapter(path.stem, path, path.stat().st_mtime_ns, path.stat().st_size) for path in paths]
+    records = [Adapter(path.stem, path, mark(path.stat())) for path in paths]
     is_pinned = machine.device() != "cpu"
     began = time.perf_counter()
     hosted = [read(record, torch.bfloat16, is_pinned) for record in records]

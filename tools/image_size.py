@@ -71,9 +71,11 @@ def announced(requirement: str, folder: str) -> float:
 
 def own() -> int:
     """Our sources and the embedded model, compressed as a layer is."""
+    lines = (ROOT / ".dockerignore").read_text().splitlines()
+    sent = ["src", *(line[1:] for line in lines if line.startswith("!weights/"))]
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w:gz") as layer:
-        for name in ("src", "weights/demo-xl", "weights/catalog.toml"):
+        for name in sent:
             layer.add(ROOT / name, name)
     return len(packed.getvalue())
 

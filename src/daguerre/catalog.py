@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from daguerre import checkpointfile, entries, weightfile
+from daguerre import checkpointfile, editions, entries, weightfile
+from daguerre.editions import Edition
 from daguerre.errors import CatalogError, ModelNotFound, ModelNotPulled
 from daguerre.recipe import Style
 from daguerre.samplers import samplers_for
@@ -105,6 +106,7 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     vae: Path | None = None  # in place of its own
     prediction: Prediction | None = None  # of a single file that does not say so itself
     elements: int = 0  # of its weights
+    edition: Edition = Edition()  # of its files
     source: Source | None = None
     is_here: bool = True  # whether its files are on this machine
 
@@ -112,6 +114,10 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     def modes(self) -> tuple[str, ...]:
         """What it can be asked for; an unknown class is known to paint from text."""
         return ("txt2img", "img2img", "inpaint") if self.pipeline in FAMILIES else ("txt2img",)
+
+    def as_now(self) -> "Model":
+        """The same with the edition that its files are now."""
+        return msgspec.structs.replace(self, edition=_edition(self.path, self.vae, self.prediction))
 
 
 class Catalog:
@@ -142,6 +148,7 @@ class Catalog:
         self._refresh()
         wanted = self._default if name is None else name
         wanted = self._aliases.get(wanted, wanted)
+        self._look_at(wanted)
         if wanted in self._broken:
             raise CatalogError(f"model {wanted!r} cannot be used: {self._broken[wanted]}")
         if wanted not in self._models:
@@ -175,6 +182,16 @@ class Catalog:
         if vae is None or vae.repo is None:
             raise CatalogError(f"the catalogue names no repository for the VAE {name!r}")
         return Source(vae.repo, vae.revision, vae.variant)
+
+    def _look_at(self, name: str) -> None:
+        """Whose files are others than they were is read anew; the folder does not tell of what changes within it."""
+        known = self._models.get(name)
+        if known is None or (now := known.as_now()) == known:
+            return
+        self._stamp = ()
+        self._refresh()
+        if self._models.get(name) is known:  # catalog.toml cannot be read
+            self._models[name] = now
 
     def _refresh(self) -> None:
         stamp = _stamp(self._weights, self._broken)
@@ -234,15 +251,23 @@ def _stamp(weights: Path, broken: Mapping[str, str]) -> tuple[Any, ...]:
     """Something that differs when the folder has changed. Of broken models every file counts: somebody is mending."""
     try:
         with os.scandir(weights) as found:
-            shelf = [(entry.name, entry.stat().st_mtime_ns, entry.stat().st_size) for entry in found]
-        files = [path.stat() for name in broken for path in (weights / name).rglob("*")]
+            shelf = sorted((entry.name, *editions.mark(entry.stat())) for entry in found)
+        files = [editions.mark(path.stat()) for name in broken for path in (weights / name).rglob("*")]
     except OSError:
         return ()
-    return (sorted(shelf), [(stat.st_mtime_ns, stat.st_size) for stat in files])
+    return shelf, files
+
+
+def _edition(path: Path, vae: Path | None, prediction: Prediction | None) -> Edition:
+    return editions.take([path] if vae is None else [path, vae], prediction)
 
 
 def _model(name: str, path: Path | None, entry: Entry, weights: Path) -> Model | None:
     """What a path and an entry make together; None: an entry that says nothing of where its model would come from."""
+    vae = None if entry.vae is None else weights / VAES / entry.vae
+    if vae is not None and vae.parent != weights / VAES:
+        raise CatalogError("vae must be the name of a folder in weights/vaes")
+    edition = _edition(path or weights / name, vae, entry.prediction)  # before anything is read of it
     elements = 0
     if path is None:
         if entry.repo is None:
@@ -267,9 +292,6 @@ def _model(name: str, path: Path | None, entry: Entry, weights: Path) -> Model |
     schedulers = tuple(sorted({*samplers, own}))
     if entry.scheduler not in (None, *schedulers):
         raise CatalogError(f"scheduler must be one of {', '.join(schedulers)}")
-    vae = None if entry.vae is None else weights / VAES / entry.vae
-    if vae is not None and vae.parent != weights / VAES:
-        raise CatalogError("vae must be the name of a folder in weights/vaes")
     has_vae = vae is None or (vae / "config.json").exists()
     if vae is not None and has_vae and path is not None:
         weightfile.vet_component(vae)
@@ -291,6 +313,7 @@ def _model(name: str, path: Path | None, entry: Entry, weights: Path) -> Model |
         vae=vae,
         prediction=entry.prediction,
         elements=elements,
+        edition=edition,
         source=None if entry.repo is None else Source(entry.repo, entry.revision, entry.variant, entry.file),
         is_here=path is not None and has_vae,
     )

@@ -8,8 +8,9 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from daguerre import adapterfile, layernames, shelf
+from daguerre import adapterfile, editions, layernames, shelf
 from daguerre.catalog import Model
+from daguerre.editions import Edition
 from daguerre.errors import CatalogError, FieldError, InvalidRecipe, LoraIncompatible, LoraNotFound
 from daguerre.recipe import Draft, LoraUse
 
@@ -28,13 +29,12 @@ class Adapter(msgspec.Struct, frozen=True):
 
     name: str
     path: Path
-    modified: int  # nanoseconds
-    size: int
+    mark: tuple[int, int, int]  # what differs once it is another file, or another's content
 
     @property
-    def key(self) -> tuple[str, int, int]:
+    def key(self) -> tuple[str, tuple[int, int, int]]:
         """The same without its path: it may stand in logs and dumps."""
-        return self.name, self.modified, self.size
+        return self.name, self.mark
 
 
 class Lora(msgspec.Struct, frozen=True, kw_only=True):
@@ -123,8 +123,8 @@ class Loras(shelf.Shelf[Entry, Lora]):
         return tuple((self.find(use.name).adapter, use.weight) for use in uses)
 
     def _made(self, name: str, path: Path, entry: Entry) -> Lora:
-        stat, known = path.stat(), self._known.get(name)
-        adapter = Adapter(name, path, stat.st_mtime_ns, stat.st_size)
+        known = self._known.get(name)
+        adapter = Adapter(name, path, editions.mark(path.stat()))
         if known is None or known[:2] != (adapter, entry):  # headers take a while to read
             known = self._known[name] = adapter, entry, _lora(adapter, entry)
         return known[2]
@@ -154,7 +154,7 @@ def check(lora: Lora, model: Model) -> None:
         LoraIncompatible: the model lacks its layers, or has them in other shapes.
     """
     if model.path.is_dir():
-        why = _misfit(lora.adapter, model.path, model.elements)
+        why = _misfit(lora.adapter, model.path, model.edition)
         told = f"; it seems to be for {lora.family}" if lora.family not in (None, model.family) else ""
         if why is not None:
             message = f"LoRA {lora.name!r} does not fit {model.name!r}, which is {model.family}: {why}{told}"
@@ -164,8 +164,8 @@ def check(lora: Lora, model: Model) -> None:
 
 
 @functools.lru_cache(maxsize=256)
-def _misfit(adapter: Adapter, folder: Path, _elements: int) -> str | None:
-    """Why an adapter does not fit a folder's model; the elements of its weights tell one model there from the next."""
+def _misfit(adapter: Adapter, folder: Path, _edition: Edition) -> str | None:
+    """Why an adapter does not fit a folder's model as it is now."""
     try:
         adapterfile.match(adapterfile.read(adapter.path), layernames.of_folder(folder))
     except CatalogError as error:

@@ -3,13 +3,14 @@
 import functools
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta
 
-from daguerre import ipadapterfile, layernames, shelf, weightfile
+from daguerre import editions, ipadapterfile, layernames, shelf, weightfile
 from daguerre.catalog import Model
+from daguerre.editions import Edition
 from daguerre.errors import CatalogError, FieldError, InvalidRecipe
 from daguerre.ipadapterfile import IpAdapterFile, Kind
 from daguerre.recipe import Draft, Recipe, ReferenceUse, ReferenceWish
@@ -39,12 +40,12 @@ class IpAdapter(msgspec.Struct, frozen=True):
     name: str
     path: Path
     encoder: Path  # a folder in diffusers' layout
-    stamp: tuple[int, ...]  # of both: nanoseconds and bytes
+    edition: Edition  # of both
 
     @property
-    def key(self) -> tuple[str, tuple[int, ...]]:
+    def key(self) -> tuple[Any, ...]:
         """The same without paths: it may stand in logs and dumps."""
-        return self.name, self.stamp
+        return self.name, *(file[1:] for file in self.edition.files)
 
 
 class Known(msgspec.Struct, frozen=True, kw_only=True):
@@ -150,11 +151,9 @@ class References(shelf.Shelf[Entry, Known]):
     def _made(self, name: str, path: Path, entry: Entry) -> Known:
         file = ipadapterfile.read(path)
         encoder = _encoder(path.parent, file, entry.image_encoder)
-        stats = [part.stat() for part in (path, *sorted(encoder.iterdir()))]
-        stamp = tuple(number for stat in stats for number in (stat.st_mtime_ns, stat.st_size))
         return Known(
             name=name,
-            adapter=IpAdapter(name, path, encoder, stamp),
+            adapter=IpAdapter(name, path, encoder, editions.take([path, encoder])),
             file=file,
             family=entry.base or file.family,
             kind=file.kind,
@@ -193,7 +192,7 @@ def misfit(known: Known, model: Model) -> str | None:
         return f"it is for {known.family or 'models with a UNet'}"
     if model.path.is_dir():
         try:
-            layers = _layers(model.path, model.elements)
+            layers = _layers(model.path, model.edition)
         except CatalogError as error:
             return str(error)
         if layers != (known.file.context, known.file.widths, known.file.is_flux):
@@ -208,7 +207,7 @@ def misfit(known: Known, model: Model) -> str | None:
 
 
 @functools.lru_cache(maxsize=64)
-def _layers(folder: Path, _elements: int) -> tuple[int, tuple[int, ...], bool]:
+def _layers(folder: Path, _edition: Edition) -> tuple[int, tuple[int, ...], bool]:
     """The width of a model's text, and those of the attentions that look at it, in their order."""
     layers = layernames.of_folder(folder)
     cross = sorted((name for name in layers if _CROSS.fullmatch(name)), key=_place)

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Generic, TypeVar
 import msgspec
 from msgspec import Meta
 
-from daguerre import entries
+from daguerre import editions, entries
 from daguerre.catalog import CATALOG_FILE, SHIPPED
 from daguerre.errors import CatalogError
 
@@ -102,20 +102,19 @@ class Shelf(ABC, Generic[E, T]):
 def _stamp(folder: Path, catalog: Path) -> tuple[Any, ...]:
     """Something that differs when the folder, one within it or catalog.toml has changed."""
     found = _listed(folder)
-    for name, _, _, is_folder in tuple(found):
+    for name, is_folder, *_ in tuple(found):
         found += _listed(folder / name) if is_folder else []
     try:
         stat = catalog.stat()
     except OSError:
         return tuple(found)
-    return (*found, stat.st_mtime_ns, stat.st_size)
+    return (*found, *editions.mark(stat))
 
 
-def _listed(folder: Path) -> list[tuple[str, int, int, bool]]:
-    found = []
+def _listed(folder: Path) -> list[tuple[Any, ...]]:
+    found: list[tuple[Any, ...]] = []
     with contextlib.suppress(OSError), os.scandir(folder) as files:
         for file in files:
             with contextlib.suppress(OSError):  # a link to nothing costs no other
-                stat = file.stat()
-                found.append((file.name, stat.st_mtime_ns, stat.st_size, file.is_dir()))
+                found.append((file.name, file.is_dir(), *editions.mark(file.stat())))
     return sorted(found)

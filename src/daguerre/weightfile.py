@@ -62,7 +62,7 @@ def read_header(path: Path) -> Header:
     """
     try:
         stat = path.stat()
-        return _read_header(path, stat.st_mtime_ns, stat.st_size)
+        return _read_header(path, stat.st_mtime_ns, stat.st_ino, stat.st_size)
     except OSError as error:
         raise CatalogError(f"{path.name} cannot be read: {error.strerror}") from None
 
@@ -83,7 +83,7 @@ def vet_weights(path: Path) -> Header:
 
 
 @functools.lru_cache(maxsize=512)
-def _read_header(path: Path, _modified: int, size: int) -> Header:
+def _read_header(path: Path, _modified: int, _inode: int, size: int) -> Header:
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or length > min(size - 8, MAX_HEADER) or length < 2:

@@ -11,7 +11,8 @@ from transformers import CLIPTokenizer
 
 from daguerre import adapterfile
 from daguerre.demo.autoencoder import build_autoencoder
-from daguerre.demo.lora_training import LoraPlan, LoraTrainer, run
+from daguerre.demo.course import run
+from daguerre.demo.lora_training import LoraPlan, LoraTrainer, write_averaged
 from daguerre.demo.networks import Networks, Shape, build_networks
 from daguerre.demo.scene import draw_scene, sample_scene
 from daguerre.demo.subjects import SUBJECTS, has_balloon, scenes_for
@@ -87,7 +88,7 @@ def test_a_whole_run_writes_a_lora(tokenizer: CLIPTokenizer, tmp_path: Path) -> 
     torch.manual_seed(0)
     trainer = LoraTrainer(networks_of(tokenizer), tokenizer, SUBJECTS["balloon"], PLAN)
     trainer.prepare_lessons(tmp_path / "lessons.safetensors", build_autoencoder().eval())
-    run(trainer, tmp_path, tmp_path / "balloon.safetensors", "balloon")
+    run(trainer, tmp_path, lambda: write_averaged(trainer, tmp_path / "balloon.safetensors", "balloon"))
     assert trainer.seen == PLAN.sizes.total
     file = adapterfile.read(tmp_path / "balloon.safetensors")
     assert (file.rank, file.family, file.trigger_words) == (2, "sdxl", ("hot air balloon",))

@@ -14,8 +14,8 @@ from daguerre import cli
 from server import ROOT, Live, serving
 
 PAGES = [ROOT / "README.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").rglob("*.md"))]
-#: Guides of what needs a receiver, or adapters that are not ours to ship: their own tests have both.
-OTHERS = {"webhooks.md", "reference-image.md"}
+#: A guide of what needs a receiver: its own test has one.
+OTHERS = {"webhooks.md"}
 HERE = "http://127.0.0.1:8000"
 
 #: curl tells a status of 400 or more as a failure, with the answer.
@@ -41,7 +41,7 @@ def _calls() -> list[tuple[str, str]]:
 def documented(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     """A server with the embedded model and the LoRA that the guide names."""
     weights = tmp_path_factory.mktemp("weights")
-    for name in ("demo-xl", "catalog.toml"):
+    for name in ("demo-xl", "catalog.toml", "ip-adapters", "references"):
         (weights / name).symlink_to(ROOT / "weights" / name)
     unet = UNet2DConditionModel.from_pretrained(weights / "demo-xl" / "unet")
     tensors = lorafiles.diffusers_lora({"unet": lorafiles.layers(unet, lorafiles.ATTENTION)})
@@ -55,6 +55,7 @@ def documented(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
 def test_every_call_is_answered(block: str, documented: Live, tmp_path: Path) -> None:
     """With a status below 400; what it writes as a picture is one."""
     assert HERE in block
+    (tmp_path / "weights").symlink_to(ROOT / "weights")  # as in a clone
     script = PRELUDE + block.replace(HERE, documented.address)
     done = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"

@@ -9,6 +9,8 @@ from pathlib import Path
 import msgspec
 
 from daguerre.demo.gate import hold, lay_out
+from daguerre.demo.ip_gate import hold_likeness
+from daguerre.demo.ip_training import IpPlan, train_ip_adapter
 from daguerre.demo.lora_training import LoraPlan, train_lora
 from daguerre.demo.processes import hush, train
 from daguerre.demo.scene import describe_scene, draw_scene, sample_scene
@@ -42,11 +44,26 @@ def _parser() -> argparse.ArgumentParser:
     for field in msgspec.structs.fields(LoraPlan):
         if field.type in (int, float):
             lora.add_argument(f"--{field.name.replace('_', '-')}", type=field.type, default=field.default)
+    look = commands.add_parser("train-ip-adapter", help="train an IP-Adapter, or go on from the checkpoint in --out")
+    look.add_argument("--out", type=Path, required=True, help="the work folder")
+    look.add_argument("--base", type=Path, default=Path("weights/demo-xl"))
+    look.add_argument("--threads", type=int, default=1)
+    look.add_argument("--stop", type=int, help="after so many samples; the same command without it goes on")
+    for field in msgspec.structs.fields(IpPlan):
+        if field.type in (int, float):
+            look.add_argument(f"--{field.name.replace('_', '-')}", type=field.type, default=field.default)
     gate = commands.add_parser("gate", help="judge an exported folder")
     gate.add_argument("weights", type=Path)
     gate.add_argument("--sheet", type=Path, help="where a PNG of what was painted goes")
     gate.add_argument("--seeds", type=int, default=5)
     gate.add_argument("--steps", type=int, default=20)
+    likeness = commands.add_parser("gate-ip-adapter", help="judge the IP-Adapter in a folder")
+    likeness.add_argument("folder", type=Path)
+    likeness.add_argument("--base", type=Path, default=Path("weights/demo-xl"))
+    likeness.add_argument("--sheet", type=Path, help="where a PNG of references and pictures goes")
+    likeness.add_argument("--count", type=int, default=40)
+    likeness.add_argument("--side", type=int, default=256)
+    likeness.add_argument("--steps", type=int, default=12)
     show = commands.add_parser("draw", help="lay out a sheet of what the model learns from")
     show.add_argument("--out", type=Path, required=True, help="a PNG")
     show.add_argument("--count", type=int, default=60)
@@ -70,6 +87,12 @@ def _train_lora(options: argparse.Namespace) -> None:
     train_lora(options.name, options.base, options.out, write, plan, options.threads, options.stop)
 
 
+def _train_ip_adapter(options: argparse.Namespace) -> None:
+    options.out.mkdir(parents=True, exist_ok=True)
+    plan = IpPlan(**{name: getattr(options, name) for name in IpPlan.__struct_fields__ if hasattr(options, name)})
+    train_ip_adapter(options.base, options.out, plan, options.threads, options.stop)
+
+
 def main() -> None:
     """Run one command; a gate that is not passed exits with 1."""
     options = _parser().parse_args()
@@ -80,9 +103,14 @@ def main() -> None:
         train(options)
     elif options.command == "train-lora":
         _train_lora(options)
+    elif options.command == "train-ip-adapter":
+        _train_ip_adapter(options)
     elif options.command == "gate":
         findings = hold(options.weights, options.seeds, options.steps, options.sheet)
         sys.exit(not findings.is_passed)
+    elif options.command == "gate-ip-adapter":
+        found = hold_likeness(options.base, options.folder, options.count, options.side, options.steps, options.sheet)
+        sys.exit(not found.is_passed)
     else:
         _draw(options.out, options.count, options.seed, options.lora)
 

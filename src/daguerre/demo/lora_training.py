@@ -5,7 +5,6 @@ the samples seen, and a run that was cut off goes on from its checkpoint to the 
 """
 
 import random
-import time
 from pathlib import Path
 
 import msgspec
@@ -16,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import CLIPTokenizer
 
+from daguerre.demo.course import run
 from daguerre.demo.flat import FlatWeights
 from daguerre.demo.low_rank import LowRankLayers
 from daguerre.demo.networks import Networks, load_networks
@@ -99,41 +99,10 @@ class LoraTrainer:
         self.latents = {int(side): latents for side, latents in load_file(path).items()}
 
 
-def run(
-    trainer: LoraTrainer, out: Path, write: Path, name: str, stop: int | None = None, save_every: float = 60
-) -> None:
-    """Train to the plan's end, or until so many samples were seen; the clock decides only when to save."""
-    checkpoint = out / "checkpoint.safetensors"
-    if checkpoint.exists():
-        trainer.weights.load(checkpoint)
-    began = last = time.monotonic()
-    losses: list[float] = []
-    end = min(trainer.plan.sizes.total, stop or trainer.plan.sizes.total)
-    while trainer.seen < end:
-        losses.append(trainer.step())
-        if len(losses) == 25 or trainer.seen >= end:
-            seconds = time.monotonic() - began
-            print(_progress(trainer, losses, seconds), flush=True)
-            losses, began = [], time.monotonic()
-        if time.monotonic() - last > save_every:
-            _keep(trainer, checkpoint, write, name)
-            last = time.monotonic()
-    _keep(trainer, checkpoint, write, name)
-
-
-def _keep(trainer: LoraTrainer, checkpoint: Path, write: Path, name: str) -> None:
-    trainer.weights.save(checkpoint, {})
+def write_averaged(trainer: LoraTrainer, path: Path, name: str) -> None:
+    """Write the LoRA that the moving average makes."""
     with trainer.weights.averaged():
-        trainer.layers.write(write, metadata_of(name, trainer.plan))
-
-
-def _progress(trainer: LoraTrainer, losses: list[float], seconds: float) -> str:
-    sizes, seen = trainer.plan.sizes, trainer.seen
-    pace = seconds / len(losses) / trainer.plan.batch * 1000
-    return (
-        f"{seen:>6} of {sizes.total}  {sizes.side(seen - 1)}²  rate {sizes.rate_at(seen):.1e}  "
-        f"loss {sum(losses) / len(losses):.4f}  {pace:.1f} ms a sample"
-    )
+        trainer.layers.write(path, metadata_of(name, trainer.plan))
 
 
 def metadata_of(name: str, plan: LoraPlan) -> dict[str, str]:
@@ -166,4 +135,4 @@ def train_lora(
     count = sum(weight.numel() for weight in trainer.layers.parameters())
     print(f"{name}: rank {plan.rank} on {len(trainer.layers.parts)} layers, {count} weights", flush=True)
     trainer.prepare_lessons(out / "lessons.safetensors", vae)
-    run(trainer, out, write, name, stop)
+    run(trainer, out, lambda: write_averaged(trainer, write, name), stop)

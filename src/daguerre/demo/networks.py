@@ -47,7 +47,7 @@ def build_networks(tokenizer: CLIPTokenizer, shape: Shape) -> Networks:
     first = CLIPTextModel(_text_config(tokenizer, shape.first_width, shape.text_layers))
     second = CLIPTextModelWithProjection(_text_config(tokenizer, shape.second_width, shape.text_layers))
     for encoder in (first, second):
-        _start_encoder(encoder)
+        start_encoder(encoder)
     return Networks(first, second, _build_unet(shape))
 
 
@@ -76,16 +76,16 @@ def _text_config(tokenizer: CLIPTokenizer, width: int, layers: int) -> CLIPTextC
     )
 
 
-def _start_encoder(encoder: nn.Module) -> None:
-    """Draw larger first weights than CLIP's: at this size its 0.02 leaves all prompts nearly equal."""
+def start_encoder(encoder: nn.Module) -> None:
+    """Draw larger first weights than CLIP's: at this size its 0.02 leaves all prompts, or pictures, nearly equal."""
     for name, weight in encoder.named_parameters():
         if "token_embedding" in name:
             nn.init.normal_(weight, std=0.5)
         elif "position_embedding" in name:
             nn.init.normal_(weight, std=0.1)
-        elif weight.ndim == 2:
+        elif weight.ndim > 1:
             gain = 0.5 if "out_proj" in name or "fc2" in name else 1.0
-            nn.init.normal_(weight, std=gain * weight.shape[1] ** -0.5)
+            nn.init.normal_(weight, std=gain * weight[0].numel() ** -0.5)
 
 
 def _build_unet(shape: Shape) -> UNet2DConditionModel:

@@ -3,6 +3,7 @@
 Round k holds the scenes of consecutive seeds. Each process draws its share and reads the others', so all hold the same.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -46,11 +47,13 @@ def draw_share(path: Path, scenes: list[Scene], vae: AutoencoderKL) -> None:
 
 
 @torch.inference_mode()
-def encode(pictures: npt.NDArray[np.uint8], vae: AutoencoderKL) -> dict[int, torch.Tensor]:
-    """Encode 8-bit pictures [B,256,256,3] at each side of SIDES: latents [B,4,side/8,side/8], float16."""
+def encode(
+    pictures: npt.NDArray[np.uint8], vae: AutoencoderKL, sides: Sequence[int] = SIDES
+) -> dict[int, torch.Tensor]:
+    """Encode 8-bit pictures [B,256,256,3] at some of SIDES: latents [B,4,side/8,side/8], float16."""
     full = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
     sized = {128: torch.nn.functional.avg_pool2d(full, 2), 256: full}
-    return {side: (vae.encode(sized[side]).latent_dist.mode() * vae.config.scaling_factor).half() for side in SIDES}
+    return {side: (vae.encode(sized[side]).latent_dist.mode() * vae.config.scaling_factor).half() for side in sides}
 
 
 def load_round(paths: list[Path], scenes: list[Scene]) -> Round:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
-from daguerre import adapterfile
+from daguerre import adapterfile, editions
 from daguerre.engine.events import AdapterAbsent, AdapterPlaced, Event
 from daguerre.errors import CatalogError, DaguerreError, FieldError, InvalidRecipe
 from daguerre.loras import Adapter
@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 
 #: Bytes of host memory that adapters may take: two dozen of rank 16 on all of SDXL.
 BUDGET = 2 << 30
+#: Of a file that is another one by now than the one that was asked for: whoever asks again is given that.
+CHANGED = "its file changed while it was read; ask again"
 
 
 @dataclass(slots=True, eq=False)
@@ -189,11 +191,13 @@ def read(adapter: Adapter, dtype: "torch.dtype", is_pinned: bool = False) -> Hos
         file = adapterfile.read(adapter.path)
         # Read as a whole, not mapped: a file that is overwritten meanwhile must not end the process.
         tensors = safetensors.torch.load(adapter.path.read_bytes())
+        if editions.mark(adapter.path.stat()) != adapter.mark:
+            raise CatalogError(CHANGED)
         named = {name: {part: tensors[of] for part, of in layer.tensors.items()} for name, layer in file.layers.items()}
     except OSError:
         raise CatalogError("its file cannot be read") from None
     except (safetensors.SafetensorError, KeyError, ValueError):
-        raise CatalogError("its file changed while it was read") from None
+        raise CatalogError(CHANGED) from None
     told = _told_alphas(file.metadata)
     changes: dict[str, Change] = {}
     for name, layer in file.layers.items():

@@ -2,11 +2,12 @@
 
 A layer that an adapter changes gets a slot once: its forward then adds what the slot holds. The tensors of a slot are
 allocated for a rank of a few sizes and stay; all adapters that are used together lie in them side by side, each
-with its weight. Switching is a copy into them: nothing is loaded, built or compiled anew. For the engine thread only.
+with its weight. Switching is a copy into them: nothing is loaded, built or compiled anew. They grow before a picture
+begins, so that who counts the device's bytes can make room for them first. For the engine thread only.
 """
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,6 +38,25 @@ class Slot:
     down: torch.Tensor | None = None  # [rank, columns], as the layer's weight: [rank, inputs, height, width]
     up: torch.Tensor | None = None  # [rank, rows]
     kroneckers: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
+    kronecker_bytes: int = 0  # that these may take
+
+    @property
+    def bytes(self) -> int:
+        """On the device."""
+        low = 0 if self.down is None or self.up is None else self.down.nbytes + self.up.nbytes
+        return low + self.kronecker_bytes
+
+    def lacks(self, changes: Sequence[Change]) -> int:
+        """Bytes that it needs for these beyond those that it has."""
+        weight, present = self.layer.weight, 0 if self.up is None else self.up.shape[0]
+        rank = max(0, _rounded(_rank(changes)) - present)
+        products = max(0, _kronecker_bytes(changes) - self.kronecker_bytes)
+        return int(rank * (weight[0].numel() + weight.shape[0]) * weight.itemsize + products)
+
+    def grow(self, changes: Sequence[Change]) -> None:
+        """Takes what these need; what lay in it may be lost."""
+        self._make_room(_rank(changes))
+        self.kronecker_bytes = max(self.kronecker_bytes, _kronecker_bytes(changes))
 
     def attach(self) -> None:
         """From now on the layer computes with what the slot holds."""
@@ -73,15 +93,15 @@ class Slot:
         """Puts these in, each with its weight, and nothing else."""
         low = [(change, weight) for change, weight in changes if isinstance(change, LowRank)]
         krons = [(change, weight) for change, weight in changes if isinstance(change, Kronecker)]
+        self.grow([change for change, _ in changes])
         self._fill_low(low)
         self._fill_kroneckers(krons)
         self.is_used = True
 
     def _fill_low(self, changes: Sequence[tuple[LowRank, float]]) -> None:
-        rank = sum(change.down.shape[0] for change, _ in changes)
-        if rank == 0 and self.up is None:
+        if self.down is None or self.up is None:
             return
-        down, up = self._room(rank)
+        down, up = self.down, self.up
         begin = 0
         for change, weight in changes:
             end = begin + change.down.shape[0]
@@ -91,16 +111,14 @@ class Slot:
         if begin < up.shape[0]:
             up[begin:].zero_()
 
-    def _room(self, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def _make_room(self, rank: int) -> None:
         """Tensors for that rank at least, on the layer's device."""
-        weight = self.layer.weight
-        if self.down is None or self.up is None or self.up.shape[0] < rank:
-            size = LEAST_RANK
-            while size < rank:
-                size *= 2
-            self.down = weight.new_zeros(size, *weight.shape[1:], device=self.device)
-            self.up = weight.new_zeros(size, weight.shape[0], device=self.device)
-        return self.down, self.up
+        weight, present = self.layer.weight, 0 if self.up is None else self.up.shape[0]
+        if present < rank:
+            size = _rounded(rank)
+            self.down, self.up = (
+                weight.new_zeros(size, *shape, device=self.device) for shape in (weight.shape[1:], weight.shape[:1])
+            )
 
     def _fill_kroneckers(self, changes: Sequence[tuple[Kronecker, float]]) -> None:
         free, self.kroneckers = self.kroneckers, []
@@ -122,6 +140,20 @@ class Slot:
             return change.inner
         rows, inputs = change.inner.shape[0], self.layer.weight.shape[1] // change.outer.shape[1]
         return change.inner.view(rows, inputs, *self.layer.weight.shape[2:])
+
+
+def _rank(changes: Iterable[Change]) -> int:
+    """Of all low-rank products together."""
+    return sum(change.down.shape[0] for change in changes if isinstance(change, LowRank))
+
+
+def _rounded(rank: int) -> int:
+    """The rank that slots are allocated for."""
+    return max(LEAST_RANK, 1 << (rank - 1).bit_length()) if rank else 0
+
+
+def _kronecker_bytes(changes: Iterable[Change]) -> int:
+    return sum(tensor.nbytes for change in changes if isinstance(change, Kronecker) for tensor in change.tensors)
 
 
 @contextlib.contextmanager
@@ -168,11 +200,7 @@ class Wardrobe:
         if key == self.key:
             return False
         self.key = ("changing",)  # if a copy fails half-way, whoever comes next starts from nothing
-        changes: dict[str, list[tuple[Change, float]]] = {}
-        for hosted, weight in own:
-            for name, change in fitted[hosted].items():
-                if name.partition(".")[0] in self.parts:
-                    changes.setdefault(name, []).append((change, weight))
+        changes = self._by_layer(own, fitted)
         for name in self._used - changes.keys():
             self._slots[name].is_used = False
         with _one_thread():
@@ -182,6 +210,34 @@ class Wardrobe:
         self._used = set(changes)
         self.key = key
         return True
+
+    def lacks(self, worn: Worn, fitted: Mapping[Hosted, Mapping[str, Change]], layers: Mapping[str, Any]) -> int:
+        """Bytes that the slots need for these beyond those that they have."""
+        found = self._by_layer(worn, fitted)
+        slots = {name: self._slots.get(name) or Slot(layers[name], self._device) for name in found}
+        return sum(slots[name].lacks([change for change, _ in changes]) for name, changes in found.items())
+
+    def grow(self, worn: Worn, fitted: Mapping[Hosted, Mapping[str, Change]], layers: Mapping[str, Any]) -> None:
+        """Gives the slots what they need for these; whatever is worn next is put on anew."""
+        self.key = ("changing",)
+        for name, changes in self._by_layer(worn, fitted).items():
+            self._slot(name, layers).grow([change for change, _ in changes])
+
+    @property
+    def bytes(self) -> int:
+        """Of all slots."""
+        return sum(slot.bytes for slot in self._slots.values())
+
+    def _by_layer(
+        self, worn: Worn, fitted: Mapping[Hosted, Mapping[str, Change]]
+    ) -> dict[str, list[tuple[Change, float]]]:
+        """What each layer of these parts is changed by."""
+        changes: dict[str, list[tuple[Change, float]]] = {}
+        for hosted, weight in worn:
+            for name, change in fitted[hosted].items() if weight else ():
+                if name.partition(".")[0] in self.parts:
+                    changes.setdefault(name, []).append((change, weight))
+        return changes
 
     def _concerns(self, changes: Mapping[str, Change]) -> bool:
         return any(name.partition(".")[0] in self.parts for name in changes)
@@ -195,7 +251,7 @@ class Wardrobe:
     def empty(self) -> None:
         """Gives back the memory of all slots."""
         for slot in self._slots.values():
-            slot.is_used, slot.down, slot.up, slot.kroneckers = False, None, None, []
+            slot.is_used, slot.down, slot.up, slot.kroneckers, slot.kronecker_bytes = False, None, None, [], 0
         self._used, self.key = set(), ()
 
 
@@ -214,6 +270,32 @@ class Adapters:
         self._fitted: dict[Hosted, dict[str, Change]] = {}
         self._denoiser = Wardrobe(DENOISERS, device)
         self._encoders = Wardrobe(ENCODERS, device)
+        self._with_room: set[frozenset[Hashable]] = set()  # which of them the slots are known to have room for
+
+    @property
+    def bytes(self) -> int:
+        """Of the slots, on the device."""
+        return self._denoiser.bytes + self._encoders.bytes
+
+    def lacks(self, worn: Worn) -> int:
+        """Bytes on the device that these need beyond those that the slots have.
+
+        Raises:
+            InvalidRecipe: an adapter does not fit this pipeline.
+        """
+        if _keys(worn) in self._with_room:
+            return 0
+        self._fit(worn)
+        lacking = sum(part.lacks(worn, self._fitted, self._layers) for part in (self._denoiser, self._encoders))
+        if not lacking:
+            self._with_room.add(_keys(worn))
+        return lacking
+
+    def grow(self, worn: Worn) -> None:
+        """Takes them: from now on these can be worn without taking more."""
+        for part in (self._denoiser, self._encoders):
+            if part.lacks(worn, self._fitted, self._layers):
+                part.grow(worn, self._fitted, self._layers)
 
     @property
     def encoders_key(self) -> tuple[Any, ...]:
@@ -238,6 +320,7 @@ class Adapters:
         """Takes everything off and gives the memory back."""
         self._denoiser.empty()
         self._encoders.empty()
+        self._with_room.clear()
 
     def _fit(self, worn: Worn) -> None:
         """Holds adapters against the layers, once each; those that nobody else holds any more are forgotten."""
@@ -260,3 +343,7 @@ class Adapters:
                 found[target] = rows_of(change, begin, end) if isinstance(change, LowRank) and targets[1:] else change
                 begin = end
         return found
+
+
+def _keys(worn: Worn) -> frozenset[Hashable]:
+    return frozenset(hosted.key for hosted, weight in worn if weight)

@@ -354,7 +354,7 @@ class Engine:
             partial(adapter_cache.read, dtype=dtype, is_pinned=is_pinned), "loras", self._emit, self._inbox.put
         )
         looking = AdapterCache(
-            partial(ip_adapters.read, dtype=dtype, is_pinned=is_pinned),
+            partial(ip_adapters.read, dtype=dtype, device=residency.device),
             "reference_images",
             lambda _: None,
             self._inbox.put,
@@ -461,7 +461,8 @@ class Engine:
         """
         in_use = state.in_use
         if state.residency.is_turn:
-            in_use |= {painting.submission.model.name for painting in state.waiting}
+            wanted = (painting.submission.model for painting in state.waiting)
+            in_use |= {model.name for model in wanted if not state.residency.is_outdated(model)}
         dressed = {painting for painting in list(state.waiting) if self._is_dressed(state, painting)}
         state.adapters.settle()
         state.ip_adapters.settle()
@@ -479,7 +480,7 @@ class Engine:
                 continue
             if pipeline is not None:
                 in_use.add(model.name)
-                has_room = painting not in dressed or self._can_look(state, painting, pipeline, in_use)
+                has_room = painting not in dressed or self._is_furnished(state, painting, pipeline, in_use)
                 if painting in dressed and has_room and painting in state.waiting:
                     ready[painting] = pipeline
                 elif not has_room:
@@ -519,13 +520,15 @@ class Engine:
         painting.ip_adapter = None if found is None else found[0]
         return found is not None
 
-    def _can_look(self, state: State, painting: Painting, pipeline: "Pipeline", in_use: set[str]) -> bool:
-        """Whether its IP-Adapter, if it has one, is on the device, or there is room for it: then it is there now."""
-        if painting.ip_adapter is None:
-            return True
+    def _is_furnished(self, state: State, painting: Painting, pipeline: "Pipeline", in_use: set[str]) -> bool:
+        """Whether what it needs of adapters is on the device, or there is room for it: then it is there now."""
         alive = (*state.waiting, *state.running.values())
         keep = {other.ip_adapter.key for other in alive if other.ip_adapter is not None}
         try:
+            if painting.worn and not state.residency.dress(pipeline, painting.worn, in_use):
+                return False
+            if painting.ip_adapter is None:
+                return True
             return state.residency.furnish(pipeline, painting.ip_adapter, keep, in_use)
         except DaguerreError as error:
             self._end_job(state, painting.job_id, error)

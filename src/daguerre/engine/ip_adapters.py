@@ -19,9 +19,10 @@ from diffusers.models.transformers.transformer_flux import FluxIPAdapterAttnProc
 from torch import nn
 from transformers import CLIPVisionModelWithProjection
 
-from daguerre import ipadapterfile, weightfile
+from daguerre import editions, ipadapterfile, weightfile
+from daguerre.engine.adapter_cache import CHANGED
 from daguerre.engine.loading import BUILDING
-from daguerre.engine.weights import pinned
+from daguerre.engine.weights import hosted_for
 from daguerre.errors import CatalogError
 from daguerre.ipadapterfile import IpAdapterFile
 from daguerre.recipe import MAX_REFERENCES
@@ -49,8 +50,8 @@ class HostedIpAdapter:
         return self.adapter.key
 
 
-def read(adapter: IpAdapter, dtype: torch.dtype, is_pinned: bool = False) -> HostedIpAdapter:
-    """Reads an IP-Adapter and its image encoder, page-locked if a device is to fetch them from there.
+def read(adapter: IpAdapter, dtype: torch.dtype, device: torch.device | None = None) -> HostedIpAdapter:
+    """Reads an IP-Adapter and its image encoder into host memory, from where the device is to take them.
 
     Raises:
         CatalogError: they are none, cannot be read, or hold numbers that are not finite.
@@ -63,7 +64,7 @@ def read(adapter: IpAdapter, dtype: torch.dtype, is_pinned: bool = False) -> Hos
     except OSError:
         raise CatalogError("its file cannot be read") from None
     except safetensors.SafetensorError:
-        raise CatalogError("its file changed while it was read") from None
+        raise CatalogError(CHANGED) from None
     tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
     for name, tensor in tensors.items():
         if not bool(tensor.isfinite().all()):
@@ -83,9 +84,10 @@ def read(adapter: IpAdapter, dtype: torch.dtype, is_pinned: bool = False) -> Hos
     for part in parts:
         part.to(dtype).eval().requires_grad_(False)
     held = {id(tensor): tensor for part in parts for tensor in (*part.parameters(), *part.buffers())}
-    if is_pinned:
-        for tensor in held.values():
-            tensor.data = pinned(tensor.data)
+    for tensor in held.values():
+        tensor.data = hosted_for(device or torch.device("cpu"), tensor.data)
+    if editions.take([adapter.path, adapter.encoder]) != adapter.edition:
+        raise CatalogError(CHANGED)
     size = sum(tensor.nbytes for tensor in held.values())
     return HostedIpAdapter(adapter, file, processors, projections, encoder, size)
 

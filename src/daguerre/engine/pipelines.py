@@ -145,6 +145,7 @@ class Pipeline:
         self._parts = Parts(_modules_of(pipe), device, plan)
         self._pipes: dict[Mode, Any] = {"txt2img": pipe}
         self.adapters = Adapters(pipe, device)
+        self._has_own_memory = device.type == "cuda"
         self.references = References(_denoiser_of(pipe))
         self._preview: Preview | None = None  # made when one is asked for
         self._conditioning = Conditioning(pipe, device, functools.partial(self._parts.bring_in, "encoders"))
@@ -158,23 +159,18 @@ class Pipeline:
 
     @property
     def bytes(self) -> int:
-        """Of its weights, and of the IP-Adapters that are attached to it."""
-        return self._parts.bytes + self.references.bytes
+        """Of its weights and of IP-Adapters attached to it; of its slots where the device has no memory of its own."""
+        slots = 0 if self._has_own_memory else self.adapters.bytes
+        return self._parts.bytes + self.references.bytes + slots
 
     @property
     def device_bytes(self) -> int:
-        """Of those that are on the device at once, when it is there."""
-        return self._parts.device_bytes + self.references.bytes
+        """Of all that is on the device at once, when it is there: weights, IP-Adapters and its adapters' slots."""
+        return self._parts.device_bytes + self.references.bytes + self.adapters.bytes
 
-    def is_of(self, model: Model) -> bool:
-        """Whether it was made of the same files as this model would be."""
-        own = self.model
-        return (own.path, own.vae, own.elements, own.prediction) == (
-            model.path,
-            model.vae,
-            model.elements,
-            model.prediction,
-        )
+    def is_outdated_by(self, model: Model) -> bool:
+        """Whether the model is of other files than it was made of, and of newer ones."""
+        return self.model.edition.is_outdated_by(model.edition)
 
     def to_device(self) -> None:
         """Moves the weights to the device, as far as its memory plan has them there."""

@@ -20,6 +20,7 @@ from daguerre.errors import CatalogError, DaguerreError, OutOfMemory
 if TYPE_CHECKING:
     import torch
 
+    from daguerre.engine.adapters import Worn
     from daguerre.engine.ip_adapters import HostedIpAdapter
     from daguerre.engine.offload import Offload
     from daguerre.engine.pipelines import Pipeline
@@ -29,6 +30,8 @@ log = logging.getLogger(__name__)
 
 #: Of the memory that is there, how much weights may take where no setting says: the rest is for computing.
 DEVICE_SHARE, HOST_SHARE = 0.8, 0.7
+#: Times that a model is read whose files change meanwhile.
+ATTEMPTS = 3
 #: Seconds for which those who want the present models go first after a change, and how many times its own length.
 TURN, TURN_COST = 5.0, 4.0
 
@@ -101,7 +104,8 @@ class Residency:
     def find(self, model: Model, in_use: Collection[str]) -> "Pipeline | None":
         """The model's pipeline if it is on the device, or can be at once; else what it needs is begun.
 
-        Models that are ``in_use`` make no room; while they leave none, this gives None.
+        Models that are ``in_use`` make no room; while they leave none, this gives None. So it does while one of them is
+        painted with as its files were before others took their place.
 
         Raises:
             DaguerreError: the model was asked for and could not be loaded; the next call asks again.
@@ -110,8 +114,10 @@ class Residency:
         if name in self._failed:
             raise self._failed.pop(name)
         found = self._resident.get(name)
-        if found is not None and not found.is_of(model) and name not in in_use:
-            self.drop(name)  # other files have taken its place on disk
+        if self.is_outdated(model):
+            if name in in_use:
+                return None
+            self.drop(name)
             found = None
         if found is None:
             self._ask(model, in_use)
@@ -120,6 +126,11 @@ class Residency:
             return None
         self._resident.move_to_end(name)
         return found
+
+    def is_outdated(self, model: Model) -> bool:
+        """Whether it is here, made of files in whose place others have been put since."""
+        found = self._resident.get(model.name)
+        return found is not None and found.is_outdated_by(model)
 
     def _ask(self, model: Model, in_use: Collection[str]) -> None:
         expected = model.elements * self.dtype.itemsize
@@ -151,6 +162,25 @@ class Residency:
             self._emit(ModelAbsent(name, error))
             return False
         self._tell_ready(pipeline, began)
+        return True
+
+    def dress(self, pipeline: "Pipeline", worn: "Worn", in_use: Collection[str]) -> bool:
+        """Gives the slots of a model on the device what these adapters need, if there is room.
+
+        Raises:
+            InvalidRecipe: one does not fit the model.
+            OutOfMemory: there was less room than was thought.
+        """
+        needed = pipeline.adapters.lacks(worn)
+        if not needed:
+            return True
+        if not self._make_room("device", needed, in_use, guest_of=pipeline.model.name):
+            return False
+        try:
+            pipeline.adapters.grow(worn)
+        except RuntimeError:
+            log.exception("the slots of %s could not grow on %s", pipeline.model.name, self.device)
+            raise OutOfMemory from None
         return True
 
     def furnish(
@@ -259,7 +289,17 @@ class Residency:
             self._inbox(Loaded(model, self._load(model), asked_at))
 
     def _load(self, model: Model) -> "Pipeline | DaguerreError":
-        """Reads one model. A folder may hold anything, and libraries fail on it in as many ways."""
+        """Reads one model; once more if others were put in its files' place meanwhile: it may be of some of each."""
+        for _ in range(ATTEMPTS):
+            model = model.as_now()
+            outcome = self._read(model)
+            if model.as_now() == model:
+                return outcome
+            log.info("the files of model %s have changed while they were read", model.name)
+        return CatalogError(f"model {model.name!r} cannot be used: its files change while they are read")
+
+    def _read(self, model: Model) -> "Pipeline | DaguerreError":
+        """A folder may hold anything, and libraries fail on it in as many ways."""
         from daguerre.engine import pipelines
 
         try:
