@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -202,6 +203,20 @@ def test_automatic1111_s_clients_get_an_error(blocking: Live) -> None:
     assert answer.status_code == 422
     assert answer.json()["error"] == "ImageRefused"
     assert "images" not in answer.json()
+
+
+def test_progress_shows_nothing_before_the_check(blocking: Live) -> None:
+    """AUTOMATIC1111's clients ask for a picture on the way; there is none."""
+    fields = {**GOOD, "width": 64, "height": 64, "steps": 60}
+    seen: list[float] = []
+    with blocking.ask() as client, ThreadPoolExecutor(1) as beside:
+        painting = beside.submit(httpx.post, f"{blocking.address}/sdapi/v1/txt2img", json=fields, timeout=60)
+        while not painting.done():
+            told = client.get("/sdapi/v1/progress").json()
+            assert told["current_image"] is None
+            seen.append(told["progress"])
+    assert painting.result().status_code == 200
+    assert max(seen) > 0.05
 
 
 def test_a_blurred_picture_is_all_that_there_is(blurring: Live, bad: NDArray[np.uint8]) -> None:

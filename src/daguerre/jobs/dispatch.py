@@ -88,6 +88,11 @@ class Dispatch:
         self._writing: set[asyncio.Task[None]] = set()
         self.state = EngineState()
 
+    @property
+    def shows_previews(self) -> bool:
+        """Whether anybody may see a picture that nobody has looked at; whoever asked for it, and by whatever way."""
+        return self._inspection is None or self._inspection.allows_previews
+
     async def feed(self) -> None:
         """Hands jobs from the queue to the engine, for ever."""
         while True:
@@ -123,8 +128,8 @@ class Dispatch:
         image = mask = None
         if inputs is not None:
             image, mask = await loop.run_in_executor(self._codec, inputs.fitted, (recipe.width, recipe.height))
-        if self._inspection is not None and not self._inspection.allows_previews:
-            recipe = msgspec.structs.replace(recipe, preview_every=0)  # none is made, so none can be seen
+        if not self.shows_previews:
+            recipe = msgspec.structs.replace(recipe, preview_every=0)  # nobody would see them
         references, learned = await loop.run_in_executor(self._codec, found.read, inputs) if found else ((), ())
         return Submission(
             job.id,
@@ -156,7 +161,7 @@ class Dispatch:
                 if job is not None:
                     total = steps * job.recipe.count
                     self._service.changed(job_id, step=steps * index + step, steps=total)
-                if preview is not None:
+                if preview is not None and self.shows_previews:
                     self._keep_task(self._show(job_id, preview))
             case Painted():
                 self._keep_task(self._finish(event))
