@@ -27,7 +27,7 @@ def test_no_reference_is_one_that_was_learned_from() -> None:
 
 
 def test_a_distance_is_one_of_colours() -> None:
-    """Nothing to itself, whatever the size; the same to and origin."""
+    """Nothing to itself, whatever the size; the same there and back."""
     one, other = (draw_scene(scene) for scene in scenes_unseen(2))
     assert distance(one, one) == 0
     assert distance(one, other) == distance(other, one) > 0

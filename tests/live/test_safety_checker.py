@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -172,18 +173,6 @@ def test_streams_show_nothing_before_the_check(blocking: Live, *, fields: dict[s
         assert "image_refused" in told
 
 
-def test_automatic1111_s_progress_shows_nothing(blocking: Live) -> None:
-    """Of a picture that is under way, to a client that asks for it again and again."""
-    with blocking.ask() as client:
-        body = {**BAD, "width": 256, "height": 256, "steps": 60}
-        job_id = client.post("/v1/jobs", json=body).json()["id"]
-        seen = []
-        while client.get(f"/v1/jobs/{job_id}").json()["status"] in ("queued", "running"):
-            seen.append(client.get("/sdapi/v1/progress").json())
-    assert max(progress["state"]["sampling_step"] for progress in seen) > 2
-    assert {progress["current_image"] for progress in seen} == {None}
-
-
 def _sdk(live: Live) -> openai.OpenAI:
     return openai.OpenAI(base_url=f"{live.address}/v1", api_key="unused", max_retries=0)
 
@@ -214,6 +203,20 @@ def test_automatic1111_s_clients_get_an_error(blocking: Live) -> None:
     assert answer.status_code == 422
     assert answer.json()["error"] == "ImageRefused"
     assert "images" not in answer.json()
+
+
+def test_progress_shows_nothing_before_the_check(blocking: Live) -> None:
+    """AUTOMATIC1111's clients ask for a picture on the way; there is none."""
+    fields = {**GOOD, "width": 64, "height": 64, "steps": 60}
+    seen: list[float] = []
+    with blocking.ask() as client, ThreadPoolExecutor(1) as beside:
+        painting = beside.submit(httpx.post, f"{blocking.address}/sdapi/v1/txt2img", json=fields, timeout=60)
+        while not painting.done():
+            told = client.get("/sdapi/v1/progress").json()
+            assert told["current_image"] is None
+            seen.append(told["progress"])
+    assert painting.result().status_code == 200
+    assert max(seen) > 0.05
 
 
 def test_a_blurred_picture_is_all_that_there_is(blurring: Live, bad: NDArray[np.uint8]) -> None:

@@ -91,6 +91,11 @@ class Dispatch:
         self._writing: set[asyncio.Task[None]] = set()
         self.state = EngineState()
 
+    @property
+    def shows_previews(self) -> bool:
+        """Whether anybody may see a picture that nobody has looked at; whoever asked for it, and by whatever way."""
+        return self._inspection is None or self._inspection.allows_previews
+
     async def feed(self) -> None:
         """Hands jobs from the queue to the engine, for ever."""
         while True:
@@ -126,8 +131,8 @@ class Dispatch:
         image = mask = None
         if inputs is not None:
             image, mask = await loop.run_in_executor(self._codec, inputs.fitted, (recipe.width, recipe.height))
-        if not self._allows_previews:
-            recipe = msgspec.structs.replace(recipe, preview_every=0)  # none is made, so none can be seen
+        if not self.shows_previews:
+            recipe = msgspec.structs.replace(recipe, preview_every=0)  # nobody would see them
         references, learned = await loop.run_in_executor(self._codec, found.read, inputs) if found else ((), ())
         return Submission(
             job.id,
@@ -143,10 +148,6 @@ class Dispatch:
             is_urgent=job.is_urgent,
         )
 
-    @property
-    def _allows_previews(self) -> bool:
-        return self._inspection is None or self._inspection.allows_previews
-
     def cancel(self, job_id: str, error: DaguerreError) -> None:
         """Stops a job that the engine has."""
         self._engine.cancel(job_id, error)
@@ -157,7 +158,7 @@ class Dispatch:
         None where pictures have to be inspected before anybody sees them.
         """
         gathered = self._in_engine.get(job_id)
-        if gathered is None or not self._allows_previews:
+        if gathered is None or not self.shows_previews:
             return None
         self._engine.look(job_id)
         return gathered.preview
@@ -171,7 +172,7 @@ class Dispatch:
                 self._service.began(job_id)
             case Stepped(job_id, index, step, steps, preview):
                 self._step(job_id, index, step, steps)
-                if preview is not None:
+                if preview is not None and self.shows_previews:
                     self._keep_task(self._show(job_id, preview))
             case Painted():
                 self._keep_task(self._finish(event))
