@@ -5,19 +5,12 @@ import copy
 import functools
 import inspect
 import logging
-import os
 import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
-
-# Weights are data, never code. The switches are read when the libraries are imported, so they come first.
-os.environ["DIFFUSERS_DISABLE_REMOTE_CODE"] = "1"
-os.environ["HF_HUB_OFFLINE"] = "1"
-# Advice that is given during the import, before anybody can turn it off: Pillow's image processors serve well.
-os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import diffusers
 import numpy as np
