@@ -186,7 +186,11 @@ class Catalog:
     def _look_at(self, name: str) -> None:
         """Whose files are others than they were is read anew; the folder does not tell of what changes within it."""
         known = self._models.get(name)
-        if known is None or (now := known.as_now()) == known:
+        try:
+            now = None if known is None else known.as_now()
+        except OSError:  # whoever cannot look has seen no change
+            return
+        if now is None or now == known:
             return
         self._stamp = ()
         self._refresh()

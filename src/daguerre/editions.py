@@ -31,6 +31,9 @@ def take(places: Iterable[Path], *settings: object) -> Edition:
     """The edition of files and folders as they are now, and of settings that make something else of them.
 
     Of a folder its own files and those one folder below count, as diffusers lays them out. What is not there is not.
+
+    Raises:
+        OSError: nobody can look now, as where no descriptor is left.
     """
     taken = time.monotonic()
     files = sorted(file for place in places for file in _files(place))
@@ -44,7 +47,7 @@ def mark(stat: os.stat_result) -> tuple[int, int, int]:
 
 def _files(place: Path, depth: int = 1) -> Iterator[tuple[Any, ...]]:
     """Each file with its mark. Links are followed: it is what they lead to that is read."""
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError, ValueError):  # or no path at all
         if not place.is_dir():
             yield str(place), *mark(place.stat())
             return

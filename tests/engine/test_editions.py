@@ -11,7 +11,7 @@ import ipfiles
 import original
 import pytest
 import torch
-from harness import THIRD_PARTY, Darkroom, Picture, difference, job, plain
+from harness import THIRD_PARTY, Darkroom, Picture, assert_same, difference, job, plain
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -127,7 +127,7 @@ def test_jobs_under_way_go_on_with_what_they_began_with(models: Catalog, tmp_pat
         begun = [event.job_id for event in darkroom.events if isinstance(event, Started)]
     assert begun == [long.id, later.id]
     for index in range(3):
-        assert difference(outcomes[long.id].pictures[index], expected[index]) <= 1
+        assert_same(outcomes[long.id].floats[index], expected[index])
     assert difference(outcomes[later.id].picture, _fresh(shelf)) <= 1
 
 
