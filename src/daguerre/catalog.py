@@ -2,6 +2,7 @@
 
 import logging
 import os
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -20,6 +21,8 @@ log = logging.getLogger(__name__)
 CATALOG_FILE = "catalog.toml"
 SHIPPED = Path(__file__).parent / "shipped.toml"
 VAES = "vaes"  # the folder of autoencoders, within weights
+#: Seconds for which a look at a model's files holds: hundreds of jobs a second need not all look.
+GLANCE = 0.05
 
 
 class Family(msgspec.Struct, frozen=True):
@@ -128,6 +131,7 @@ class Catalog:
         self._default = default
         self._stamp: tuple[Any, ...] = ()
         self._broken: dict[str, str] = {}
+        self._looked: dict[str, float] = {}  # when a model's files were last looked at
         self._read()
 
     def model(self, name: str | None = None) -> Model:
@@ -185,7 +189,10 @@ class Catalog:
 
     def _look_at(self, name: str) -> None:
         """Whose files are others than they were is read anew; the folder does not tell of what changes within it."""
-        known = self._models.get(name)
+        known, moment = self._models.get(name), time.monotonic()
+        if moment - self._looked.get(name, 0.0) < GLANCE:
+            return
+        self._looked[name] = moment
         try:
             now = None if known is None else known.as_now()
         except OSError:  # whoever cannot look has seen no change

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from daguerre import catalog
-from daguerre.catalog import Catalog
+from daguerre.catalog import GLANCE, Catalog, Model
 from daguerre.embeddings import Embeddings
 from daguerre.engine import ModelLoading, Started, Stepped, ip_adapters
 from daguerre.engine.adapter_cache import read
@@ -186,22 +187,28 @@ def test_weights_in_memory_are_no_window_on_their_file(models: Catalog, tmp_path
     assert all(torch.equal(tensor, before[name]) for name, tensor in pipeline.denoiser.state_dict().items())
 
 
+def _looked_at(shelf: Catalog) -> Model:
+    """The model once a look at its files does not hold any more."""
+    time.sleep(GLANCE)
+    return shelf.model()
+
+
 def test_the_catalogue_reads_a_model_anew_whose_files_have_changed(models: Catalog, tmp_path: Path) -> None:
     """Also deep in its folder, and also while catalog.toml cannot be read."""
     shelf = _shelf(models, tmp_path)
     first = shelf.model()
     tensors = load_file(tmp_path / VAE)
     replace(tmp_path / VAE)
-    second = shelf.model()
+    second = _looked_at(shelf)
     assert second.edition != first.edition
     assert first.edition.is_outdated_by(second.edition)
     assert not second.edition.is_outdated_by(first.edition)
     save_file(tensors | {"more": torch.zeros(5)}, tmp_path / VAE)
-    third = shelf.model()
+    third = _looked_at(shelf)
     assert third.elements == first.elements + 5
     (tmp_path / "catalog.toml").write_text("[")
     save_file(tensors, tmp_path / VAE)
-    fourth = shelf.model()
+    fourth = _looked_at(shelf)
     assert fourth.edition not in (first.edition, second.edition, third.edition)
     assert shelf.model() is fourth
 
