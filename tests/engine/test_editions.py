@@ -105,6 +105,7 @@ def test_the_next_job_gets_them(
         assert (darkroom.paint(job(shelf.model(), "a mill")).picture == before).all()
         assert _loads(darkroom) == 1
         replace(tmp_path / file, put)
+        time.sleep(GLANCE)
         after = darkroom.paint(job(shelf.model(), "a mill")).picture
         assert _loads(darkroom) == 2
         darkroom.paint(job(shelf.model(), "a mill"))
