@@ -15,7 +15,7 @@ from diffusers import DiffusionPipeline
 from benchmarks import machine, models
 from daguerre import catalog, recipe
 from daguerre.catalog import Model
-from daguerre.engine import Engine, Event, ModelReady, Painted, RunEnded, Submission, Tuning, pipelines
+from daguerre.engine import Engine, Event, ModelReady, Options, Painted, RunEnded, Submission, Tuning, pipelines
 from daguerre.engine.tuning import UNTUNED
 
 
@@ -77,7 +77,7 @@ def pair(write: models.Writer = models.write_sd, tuning: Tuning = UNTUNED) -> It
         pipe = DiffusionPipeline.from_pretrained(model.path, dtype=pipelines.choose_dtype("auto", device)).to(device)
         pipe.set_progress_bar_config(disable=True)
         events: SimpleQueue[Event] = SimpleQueue()
-        engine = Engine(events.put, machine.device(), tuning=tuning)
+        engine = Engine(events.put, Options(machine.device(), tuning=tuning))
         engine.start(model)
         while not isinstance(events.get(), ModelReady):
             pass

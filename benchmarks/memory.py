@@ -110,7 +110,7 @@ def _ip_adapter(unet: Any, projected: int) -> dict[str, Any]:
 def _ours(weights: Path, name: str, side: int) -> int:
     """The peak of a picture in the engine."""
     from daguerre import catalog
-    from daguerre.engine import Budgets, Engine, Event, Painted, Reference, RunEnded, Submission
+    from daguerre.engine import Budgets, Engine, Event, Options, Painted, Reference, RunEnded, Submission
     from daguerre.loras import Loras
     from daguerre.recipe import Draft, LoraWish, resolve
     from daguerre.references import References
@@ -129,7 +129,7 @@ def _ours(weights: Path, name: str, side: int) -> int:
         references=(Reference(pixels, SCALE, hashlib.sha256(pixels.tobytes()).hexdigest()),),
     )
     events: SimpleQueue[Event] = SimpleQueue()
-    engine = Engine(events.put, machine.device(), budgets=Budgets(device=ALLOWED))
+    engine = Engine(events.put, Options(machine.device(), budgets=Budgets(device=ALLOWED)))
     _forget()
     engine.start(model)
     engine.submit(submission)

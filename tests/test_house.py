@@ -125,7 +125,15 @@ def test_broad_excepts_stand_at_the_boundaries_only() -> None:
         if isinstance(node, ast.ExceptHandler)
         and (node.type is None or (isinstance(node.type, ast.Name) and node.type.id in ("Exception", "BaseException")))
     ]
-    allowed = {"engine.py": 5, "residency.py": 2, "adapter_cache.py": 1, "files.py": 1, "service.py": 1}
+    allowed = {
+        "engine.py": 1,
+        "painter.py": 3,
+        "faults.py": 1,
+        "residency.py": 2,
+        "adapter_cache.py": 1,
+        "files.py": 1,
+        "service.py": 1,
+    }
     allowed |= {"inspection.py": 1}
     for name in {name for name, _ in found}:
         assert sum(place == name for place, _ in found) <= allowed.get(name, 0), found

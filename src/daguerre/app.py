@@ -18,7 +18,7 @@ from daguerre import catalog as catalogs
 from daguerre import garbage
 from daguerre.auth import authenticator
 from daguerre.embeddings import Embeddings
-from daguerre.engine import Budgets, Engine, Event, Tuning
+from daguerre.engine import Budgets, Engine, Event, Options, Tuning
 from daguerre.errors import CatalogError, DaguerreError, SettingsError
 from daguerre.http import problems, wire
 from daguerre.http.access import guarded
@@ -141,14 +141,16 @@ class Daguerre(Starlette):
 
         engine = Engine(
             emit,
-            settings.device,
-            settings.dtype,
-            settings.max_runs,
-            settings.step_timeout,
+            Options(
+                settings.device,
+                settings.dtype,
+                settings.max_runs,
+                settings.step_timeout,
+                Tuning(settings.compile, settings.channels_last, settings.cpu_threads, settings.data / "compiled"),
+                settings.data / "curves",
+                Budgets(settings.device_memory, settings.host_memory, settings.pinned_models, settings.offload),
+            ),
             self._on_fault,
-            Tuning(settings.compile, settings.channels_last, settings.cpu_threads, settings.data / "compiled"),
-            settings.data / "curves",
-            Budgets(settings.device_memory, settings.host_memory, settings.pinned_models, settings.offload),
             self._counters,
         )
         database = Database(settings.data / DATABASE_FILE)

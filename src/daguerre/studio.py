@@ -12,7 +12,7 @@ import msgspec
 from daguerre import catalog as catalogs
 from daguerre import recipe
 from daguerre.embeddings import Embeddings
-from daguerre.engine import Engine, EngineDied, Event, ModelLoading, Painted, RunEnded, Stepped, Submission
+from daguerre.engine import Engine, EngineDied, Event, ModelLoading, Options, Painted, RunEnded, Stepped, Submission
 from daguerre.job import new_id
 from daguerre.jobs import pictures
 from daguerre.jobs.inputs import read
@@ -39,7 +39,7 @@ class Studio:
         self._loras = Loras(self._settings.weights)
         self._sources = Sources(References(self._settings.weights), Embeddings(self._settings.weights))
         self._events: SimpleQueue[Event] = SimpleQueue()
-        self._engine = Engine(self._events.put, self._settings.device, self._settings.dtype)
+        self._engine = Engine(self._events.put, Options(self._settings.device, self._settings.dtype))
 
     def __enter__(self) -> Self:
         self._engine.start()

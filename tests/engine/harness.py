@@ -23,7 +23,18 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from daguerre.catalog import Model
-from daguerre.engine import Engine, EngineDied, Event, Painted, Pixels, RunEnded, Stepped, Submission, ip_adapters
+from daguerre.engine import (
+    Engine,
+    EngineDied,
+    Event,
+    Options,
+    Painted,
+    Pixels,
+    RunEnded,
+    Stepped,
+    Submission,
+    ip_adapters,
+)
 from daguerre.engine.pipelines import HostPixels, Pipeline, Timer, load
 from daguerre.engine.rendezvous import Call, Meeting, Run
 from daguerre.engine.scheduler import bucket
@@ -156,7 +167,7 @@ class Darkroom:
         self._outcomes: dict[str, Outcome] = {}
         self.events: list[Event] = []
         self.threads: dict[str, set[str]] = {}  # names of the threads that emitted, by type of event
-        self.engine = Engine(self._emit, "cpu", "float32", max_runs=max_runs, **options)
+        self.engine = Engine(self._emit, Options("cpu", "float32", max_runs, **options))
 
     def __enter__(self) -> Self:
         self.engine.start()

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 
 from daguerre.catalog import Catalog, Model
 from daguerre.engine import Engine, Event, ModelAbsent, Painted, RunEnded, Started, Stepped, Submission
-from daguerre.engine.engine import Painting
+from daguerre.engine.painting import Painting
 from daguerre.engine.rendezvous import Run
 from daguerre.errors import BadOutput, CatalogError, InvalidRecipe, JobCancelled, JobFailed, JobTimeout
 

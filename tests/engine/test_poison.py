@@ -13,7 +13,7 @@ from test_adapters import Shelf, pipe_of
 
 from daguerre.catalog import Catalog, Model
 from daguerre.engine import ModelReady
-from daguerre.engine.engine import FAILURES
+from daguerre.engine.painter import FAILURES
 from daguerre.errors import BadOutput, InvalidRecipe, JobFailed
 
 pytestmark = THIRD_PARTY

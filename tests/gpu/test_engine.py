@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from daguerre import catalog, recipe
-from daguerre.engine import Engine, ModelReady, Painted, RunEnded, Submission
+from daguerre.engine import Engine, ModelReady, Options, Painted, RunEnded, Submission
 
 pytestmark = pytest.mark.gpu
 
@@ -27,7 +27,7 @@ def _paint(device: str, dtype: str, fields: list[dict[str, Any]], max_runs: int 
     """The pictures of these recipes, submitted at once, and what the engine said of the model."""
     model = catalog.read(WEIGHTS, "demo-xl").model()
     events: SimpleQueue[Any] = SimpleQueue()
-    engine = Engine(events.put, device, dtype, max_runs)
+    engine = Engine(events.put, Options(device, dtype, max_runs))
     for number, given in enumerate(fields):
         engine.submit(Submission(str(number), recipe.resolve(recipe.parse(given), model, 0, {}), model))
     engine.start(model)

@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from daguerre import catalog, recipe
 from daguerre.embeddings import Embeddings
-from daguerre.engine import Engine, ModelReady, Painted, Stepped
+from daguerre.engine import Engine, ModelReady, Options, Painted, Stepped
 from daguerre.errors import BadOutput, DaguerreError, InvalidRecipe, JobFailed, OutOfMemory
 from daguerre.job import Image, Job, Status, Timings
 from daguerre.jobs.service import JobService, Limits, Timeouts
@@ -69,7 +69,7 @@ class Scene:
         )
         self.metrics = Metrics(Counters())
         self.progress = Progress()
-        engine = Engine(lambda _event: None, step_timeout=77.0)
+        engine = Engine(lambda _event: None, Options(step_timeout=77.0))
         logs = Logs(progress=self.progress)
         self.watch = Watch(self.service, engine, files, self.metrics, logs, log_prompts=log_prompts)
         self.service.listen(self.watch.changed)

@@ -11,6 +11,7 @@ STEP = f"""
 import os, sys
 from daguerre.engine.watchdog import Watchdog
 watchdog = Watchdog({BUDGET}, lambda: os._exit(70))
+watchdog.start()
 with watchdog.step():
     print("begun", flush=True)
     sys.stdin.readline()

@@ -8,7 +8,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 # Advice that is given during the import, before anybody can turn it off: Pillow's image processors serve well.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
-from daguerre.engine.engine import Engine, Reference, Submission
+from daguerre.engine.engine import Engine
 from daguerre.engine.events import (
     AdapterAbsent,
     AdapterPlaced,
@@ -24,7 +24,9 @@ from daguerre.engine.events import (
     Started,
     Stepped,
 )
+from daguerre.engine.options import Options
 from daguerre.engine.residency import Budgets
+from daguerre.engine.submission import Reference, Submission
 from daguerre.engine.tuning import Tuning
 
 __all__ = [
@@ -38,6 +40,7 @@ __all__ = [
     "ModelLoading",
     "ModelPlaced",
     "ModelReady",
+    "Options",
     "Painted",
     "Pixels",
     "Reference",

@@ -34,7 +34,7 @@ from daguerre.recipe import Mode, Recipe
 from daguerre.samplers import samplers_for
 
 if TYPE_CHECKING:
-    from daguerre.engine.engine import Reference
+    from daguerre.engine.submission import Reference
 
 log = logging.getLogger(__name__)
 

@@ -20,8 +20,8 @@ from daguerre.engine.weights import Weights
 from daguerre.errors import FieldError, InvalidRecipe
 
 if TYPE_CHECKING:
-    from daguerre.engine.engine import Reference
     from daguerre.engine.ip_adapters import HostedIpAdapter
+    from daguerre.engine.submission import Reference
 
 #: Pictures whose embeddings are kept; the largest, of a plus adapter for SDXL, is 1.3 MB with its negative.
 CACHED = 64

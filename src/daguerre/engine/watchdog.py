@@ -19,6 +19,9 @@ class Watchdog:
         self._since: float | None = None
         self._stopped = 0.0  # seconds so far in which the process was stopped
         self._is_closed = threading.Event()
+
+    def start(self) -> None:
+        """Starts the thread."""
         threading.Thread(target=self._watch, name="daguerre-watchdog", daemon=True).start()
 
     @contextlib.contextmanager

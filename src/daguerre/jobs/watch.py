@@ -149,7 +149,7 @@ class Watch:
         metrics.ready.set(is_ready)
         metrics.disk_free.set(self._files.room())
         metrics.step_age.set(self._engine.step_seconds)
-        metrics.step_limit.set(self._engine.step_timeout)
+        metrics.step_limit.set(self._engine.options.step_timeout)
         metrics.log_dropped.inc(self._logs.dropped - self._dropped)
         self._dropped = self._logs.dropped
 
