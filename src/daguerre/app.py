@@ -49,6 +49,7 @@ from daguerre.store.deliveries import DeliveryRows
 from daguerre.store.files import Files
 from daguerre.store.jobs import JobRows
 from daguerre.store.keys import KeyRows
+from daguerre.store.spills import Spills
 from daguerre.telemetry.counters import Counters
 from daguerre.telemetry.lag import LoopLag
 from daguerre.telemetry.logs import Logs
@@ -127,6 +128,7 @@ class Daguerre(Starlette):
         settings = self._settings
         files = Files(settings.outputs)
         files.sweep()
+        spills = Spills(settings.data / "spills")
         loop = asyncio.get_running_loop()
 
         def emit(event: Event) -> None:  # on the engine thread
@@ -149,6 +151,8 @@ class Daguerre(Starlette):
                 Tuning(settings.compile, settings.channels_last, settings.cpu_threads, settings.data / "compiled"),
                 settings.data / "curves",
                 Budgets(settings.device_memory, settings.host_memory, settings.pinned_models, settings.offload),
+                spills,
+                settings.spill_every,
             ),
             self._on_fault,
             self._counters,
@@ -186,6 +190,7 @@ class Daguerre(Starlette):
             dispatch = Dispatch(service, engine, files, codec, inspection)
             self._service = service
             await service.recover()
+            spills.keep_only({job.id for job in service.unfinished})
             if webhooks is not None:
                 await webhooks.recover()
             engine.start(preload=self._catalog.model())

@@ -74,6 +74,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     run_timeout: Seconds = 600.0
     #: A step that takes longer means that the device hangs: the process ends with code 70, for a supervisor to restart.
     step_timeout: Seconds = 600.0
+    #: Every so many seconds, the steps that a queued job's pictures have taken are written to the data folder: a server
+    #: that dies or is restarted goes on from there; 0: they begin anew. What is painted sooner writes nothing.
+    spill_every: Annotated[float, Meta(ge=0)] = 10.0
     #: New jobs are refused while the disk of the outputs has less room than this, in bytes.
     least_disk: Annotated[int, Meta(ge=0)] = 256 * 1024 * 1024
     #: queued answers POST /generate with 202 and the job, as if each client had asked for that.

@@ -5,6 +5,7 @@ import random
 import re
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import httpx
 import pytest
 
 from daguerre.jobs.service import ATTEMPTS
-from server import serving
+from server import Live, serving
 
 SEEDS = range(6)
 #: Reproducible, since which jobs share a forward, and so the last bit of a pixel, is another matter after each death.
@@ -53,7 +54,7 @@ def _play(folder: Path, kills: int, seed: int) -> None:
     """Kills a server again and again, and then sees that one which lives makes everything good."""
     chance, outputs, accepted = random.Random(seed), folder / "outputs", []
     for _ in range(kills):
-        with serving(outputs) as live, live.ask() as client:
+        with serving(outputs, spill_every="0.05") as live, live.ask() as client:
             if chance.random() < 0.6:  # while it paints; else while it starts
                 live.wait_ready()
             end = time.monotonic() + chance.uniform(0.1, 2.0)
@@ -65,7 +66,7 @@ def _play(folder: Path, kills: int, seed: int) -> None:
             live.process.wait()
             accepted += [_submit(client, 1)]  # to nobody
     ids = [job_id for job_id in accepted if job_id is not None]
-    with serving(outputs, queue_limit="10000") as live, live.ask() as client:
+    with serving(outputs, queue_limit="10000", spill_every="0.05") as live, live.ask() as client:
         jobs = [_finish(client, job_id) for job_id in ids]
         # Those that were accepted a moment before a kill, and of whom no client knows.
         for job in _all(client):
@@ -97,6 +98,7 @@ def _play(folder: Path, kills: int, seed: int) -> None:
             assert _look(client, job["id"]) == len(job["images"])
         assert sorted(path.name for path in thumbnails.iterdir()) == sorted(f"{Path(name).stem}.webp" for name in told)
         assert all(re.fullmatch(r"\d{8}_\d{6}_demo-xl_[0-9a-f]{8}\.png", name) for name in files)
+    assert list((folder / "outputs-data" / "spills").glob("*")) == []
 
 
 def _all(client: httpx.Client) -> list[dict[str, Any]]:
@@ -107,6 +109,48 @@ def _all(client: httpx.Client) -> list[dict[str, Any]]:
         page = client.get("/v1/jobs", params={"limit": 200, "cursor": page["next_cursor"]}).json()
         found += page["data"]
     return found
+
+
+def _forwards(live: Live) -> int:
+    """How many this process has computed."""
+    found = re.search(r"daguerre_forward_rows_count (\d+)", httpx.get(f"{live.address}/metrics").text)
+    assert found is not None
+    return int(found[1])
+
+
+def _kill(live: Live) -> None:
+    live.process.kill()
+
+
+def _stop(live: Live) -> None:
+    assert live.stop() == 0
+
+
+@pytest.mark.parametrize(("end", "spill_every"), [(_kill, "0.05"), (_stop, "3600")])
+def test_a_job_goes_on_in_the_next_process(tmp_path: Path, end: Callable[[Live], None], spill_every: str) -> None:
+    """Where it was: its first steps are not computed again, and the picture is the one that a calm server paints.
+
+    A server that is told to stop writes what it has, however long it would not have written otherwise.
+    """
+    recipe = {**RECIPE, "prompt": "a lake", "seed": 1, "width": 256, "height": 256, "steps": 100}
+    spills = tmp_path / "outputs-data" / "spills"
+    with serving(tmp_path / "outputs", spill_every=spill_every, grace_timeout="0.1") as live, live.ask() as client:
+        live.wait_ready()
+        job_id = client.post("/v1/jobs", json=recipe).json()["id"]
+        until = time.monotonic() + 60
+        while client.get(f"/v1/jobs/{job_id}").json()["progress"]["step"] < 20:
+            assert time.monotonic() < until
+            time.sleep(0.005)
+        end(live)
+        live.process.wait()
+    with serving(tmp_path / "outputs", spill_every=spill_every) as live, live.ask() as client:
+        job = _finish(client, job_id)
+        assert job["status"] == "succeeded"
+        done_before = recipe["steps"] - _forwards(live)
+        assert done_before >= (20 if end is _stop else 5)
+        calm = client.post("/generate", json=recipe)
+        assert hashlib.sha256(calm.content).hexdigest() == job["images"][0]["sha256"]
+        assert list(spills.glob("*")) == []
 
 
 def test_kills(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from daguerre.engine.residency import Budgets
 from daguerre.engine.tuning import UNTUNED, Tuning
+from daguerre.store.spills import Spills
 
 #: Pictures under way at once, where nothing else says.
 MAX_RUNS = 16
@@ -17,7 +18,8 @@ class Options:
     """At most ``max_runs`` pictures are under way at once, fewer where the device's memory has no room.
 
     A step that takes longer than ``step_timeout`` seconds is taken to hang. ``notes`` is the folder where the engine
-    keeps what forwards take on this device.
+    keeps what forwards take on this device. The denoiser outputs of durable jobs' pictures are written to ``spills``
+    every ``spill_every`` seconds; 0: never.
     """
 
     device: str = "auto"
@@ -27,3 +29,5 @@ class Options:
     tuning: Tuning = UNTUNED
     notes: Path | None = None
     budgets: Budgets = field(default_factory=Budgets)
+    spills: Spills | None = None
+    spill_every: float = 0.0

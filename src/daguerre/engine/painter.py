@@ -11,6 +11,7 @@ from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any
 
+import diffusers
 import torch
 
 from daguerre.engine import adapter_cache, ip_adapters
@@ -39,10 +40,11 @@ from daguerre.engine.replay import Record, Records
 from daguerre.engine.residency import Loaded, Residency
 from daguerre.engine.scheduler import Entrant, Scheduler, Waiting, bucket, has_place
 from daguerre.engine.share import DeviceMemory
+from daguerre.engine.spill import Spilling
 from daguerre.engine.submission import Submission
 from daguerre.engine.warmup import warm_up
 from daguerre.engine.watchdog import Watchdog
-from daguerre.errors import DaguerreError, JobCancelled
+from daguerre.errors import DaguerreError, Draining, JobCancelled, OutOfMemory
 from daguerre.references import IpAdapter
 from daguerre.telemetry.counters import Counters
 
@@ -97,6 +99,7 @@ class Painter:
         self._scheduler = Scheduler(curve=self._notebook.read())
         self._pace: Pace[list[Waiting]] = Pace(self._device)
         self._records = Records()
+        self._spilling = Spilling(options.spills, options.spill_every)
         self._memory = DeviceMemory(self._device)
         self._headroom = Headroom(self._memory if self._memory.is_its_own else None)
         self._forwards = 0  # so far
@@ -121,6 +124,7 @@ class Painter:
             self._adapters.close()
             self._ip_adapters.close()
             self._residency.close()
+            self._spilling.close()
 
     def _warm(self, pipeline: Pipeline) -> None:
         if self._tuning.needs_warm_up(self._device):
@@ -219,13 +223,30 @@ class Painter:
         if job_id not in self._started:
             self._started.add(job_id)
             self._emit(Started(job_id))
-        painting.record = Record(self._records)
+        painting.record = self._record(painting, pipeline)
         run = self._make_run(painting, pipeline)
         self._lap()
         self._running[run] = painting
         painting.pipeline = pipeline
         with self._headroom.beginning(painting.extent):
             self._advance(run, lambda: _start(run, painting, pipeline))
+
+    def _record(self, painting: Painting, pipeline: Pipeline) -> Record:
+        """Empty, or with what a process before this one left of the same picture."""
+        is_durable, made_with = painting.submission.is_durable, self._made_with(painting, pipeline)
+        spill = self._spilling.of(painting.job_id, painting.index, made_with) if is_durable else None
+        record = Record(self._records, spill)
+        if len(record):
+            log.info("job %s: picture %d goes on after %d forwards", painting.job_id, painting.index, len(record))
+        return record
+
+    def _made_with(self, painting: Painting, pipeline: Pipeline) -> bytes:
+        """All that a job's pictures depend on beside the job itself: where it differs, they begin anew."""
+        submission = painting.submission
+        looks = [(reference.digest, reference.scale) for reference in submission.seen]
+        learned = [one.digest for one in submission.learned]
+        place = (str(self._device), str(self._residency.dtype), torch.__version__, diffusers.__version__)
+        return repr((pipeline.model.edition.files, painting.adapters_key, looks, learned, place)).encode()
 
     def _lap(self) -> None:
         """Who is under way changes: the most memory that was held up to now was held by those until now."""
@@ -346,10 +367,7 @@ class Painter:
     def _advance(self, run: Run, resume: Callable[[], Any]) -> None:
         """Lets a run go on to its next call or to its end; whatever it raises fails its job alone."""
         painting = self._running[run]
-        try:
-            outcome = resume()
-        except Exception as error:
-            outcome = error
+        outcome = self._outcome(run, painting, resume)
         if isinstance(outcome, Call):
             painting.since = time.monotonic()
             self._calls[run] = outcome
@@ -368,6 +386,20 @@ class Painter:
         else:
             self._painted(painting, outcome)
 
+    def _outcome(self, run: Run, painting: Painting, resume: Callable[[], Any]) -> Any:
+        """A run's next call that its record cannot answer, its picture, or what it raised."""
+        assert painting.record is not None
+        try:
+            outcome = resume()
+            while isinstance(outcome, Call):
+                answer = painting.record.answer(self._device)
+                if answer is None:
+                    break
+                outcome = run.resume(answer)
+        except Exception as error:
+            return error
+        return outcome
+
     def _decode_again(self, painting: Painting, error: Exception) -> Any:
         """After running out of memory at the end of a run: the same run from its record, decoded in tiles.
 
@@ -381,13 +413,10 @@ class Painter:
         log.warning("job %s: out of memory while decoding; decoding in tiles", painting.job_id)
         run = self._make_run(painting, pipeline)
         with pipeline.tiled_decode():
-            try:
-                outcome = _start(run, painting, pipeline)
-                while isinstance(outcome, Call):
-                    answer = painting.record.answer(self._device)
-                    outcome = run.fail(error) if answer is None else run.resume(answer)
-            except Exception as again:
-                return again
+            outcome = self._outcome(run, painting, lambda: _start(run, painting, pipeline))
+        if isinstance(outcome, Call):  # it asks for more than before
+            unwind(run, OutOfMemory())
+            return error
         return outcome
 
     def _painted(self, painting: Painting, pixels: Pixels) -> None:
@@ -396,6 +425,7 @@ class Painter:
         self._failures.pop(painting.model.name, None)
         if not self._has_pictures_of(job_id):
             self._started.discard(job_id)
+            self._spilling.drop(job_id)
         self._emit(
             Painted(
                 job_id,
@@ -422,9 +452,13 @@ class Painter:
             painting = self._running.pop(run)
             self._calls.pop(run, None)
             unwind(run, error)
-            if painting.record is not None:
-                painting.record.drop()
+            assert painting.record is not None
+            if isinstance(error, Draining):
+                painting.record.put_aside()
+            painting.record.drop()
         self._started.discard(job_id)
+        if not isinstance(error, Draining):
+            self._spilling.drop(job_id)
         if was_known:
             self._emit(RunEnded(job_id, without_frames(error)))
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from daguerre.engine.spill import Spill
+
 #: Bytes of host memory that all records together may hold; an SDXL step is 131 kB.
 BUDGET = 1 << 30
 
@@ -32,27 +34,40 @@ class Records:
 
 
 class Record:
-    """The outputs of one run, in their order. One that found no room is incomplete, and answers nothing."""
+    """The outputs of one run, in their order. One that found no room is incomplete, and answers nothing.
 
-    def __init__(self, records: Records) -> None:
+    With a spill, they are on disk, too: the record begins with those that a process before this one left there.
+    """
+
+    def __init__(self, records: Records, spill: Spill | None = None) -> None:
         self._records = records
+        self._spill = spill
         self._outputs: list[Any] = []
         self._size = 0
         self._is_complete = True
         self._next = 0
+        for output in [] if spill is None else spill.read():
+            self._take(output)
+
+    def __len__(self) -> int:
+        return len(self._outputs)
 
     def keep(self, output: Any) -> None:
         """Keeps a copy in host memory."""
-        if not self._is_complete:
-            return
+        if self._is_complete and self._take(_copied(output, torch.device("cpu"))):
+            self._next = len(self._outputs)
+            if self._spill is not None:
+                self._spill.offer(self._outputs)
+
+    def _take(self, output: Any) -> bool:
         size = _bytes(output)
         if not self._records.take(size):
             self.drop()
             self._is_complete = False
-            return
+            return False
         self._size += size
-        self._outputs.append(_copied(output, torch.device("cpu")))
-        self._next = len(self._outputs)
+        self._outputs.append(output)
+        return True
 
     def rewind(self) -> bool:
         """From now on the outputs are given from the first; says whether there are any."""
@@ -66,8 +81,13 @@ class Record:
         self._next += 1
         return _copied(self._outputs[self._next - 1], device)
 
+    def put_aside(self) -> None:
+        """The next process is to go on from here: what is not on disk is written."""
+        if self._spill is not None and self._is_complete:
+            self._spill.write(self._outputs)
+
     def drop(self) -> None:
-        """Forgets everything and returns its room."""
+        """Forgets everything and returns its room. What is on disk stays there."""
         self._records.give_back(self._size)
         self._outputs, self._size, self._next = [], 0, 0
 
@@ -80,6 +100,10 @@ def _bytes(output: Any) -> int:
 
 def _copied(output: Any, device: torch.device) -> Any:
     if isinstance(output, torch.Tensor):
+        if output.device.type == "cuda" and device.type == "cpu":
+            # Into pinned memory, so that the engine need not wait for the device. What is read of it on the device
+            # is read after it was written, since both happen in one stream; whoever else reads it waits first.
+            return torch.empty_like(output, device=device, pin_memory=True).copy_(output, non_blocking=True)
         return output.to(device, copy=True)
     if isinstance(output, dict):
         return type(output)(**{key: _copied(value, device) for key, value in output.items()})

@@ -36,6 +36,7 @@ class Submission:
     references: tuple[Reference, ...] = ()
     learned: tuple[Learned, ...] = ()  # textual inversions that its prompts name
     is_urgent: bool = False
+    is_durable: bool = False  # submitted again under its id, should this process end before it has its pictures
 
     @property
     def seen(self) -> tuple[Reference, ...]:

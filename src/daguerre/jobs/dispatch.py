@@ -146,6 +146,7 @@ class Dispatch:
             references=references,
             learned=learned,
             is_urgent=job.is_urgent,
+            is_durable=not job.is_attached,
         )
 
     def cancel(self, job_id: str, error: DaguerreError) -> None:
