@@ -30,13 +30,15 @@ from daguerre.http.proxies import Proxies, networks
 from daguerre.http.routes import ROUTES
 from daguerre.http.state import State
 from daguerre.job import Job
+from daguerre.jobs.acceptance import Limits
 from daguerre.jobs.allowances import Allowances
+from daguerre.jobs.deadlines import Timeouts
 from daguerre.jobs.dispatch import Dispatch
 from daguerre.jobs.inspection import Inspection
 from daguerre.jobs.loras import LoraShelf
 from daguerre.jobs.models import Models, Pulling
 from daguerre.jobs.retries import Retries
-from daguerre.jobs.service import JobService, Limits, Timeouts
+from daguerre.jobs.service import JobService
 from daguerre.jobs.sources import Sources
 from daguerre.jobs.watch import Watch
 from daguerre.loras import Loras

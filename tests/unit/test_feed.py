@@ -11,8 +11,10 @@ from daguerre import catalog
 from daguerre.embeddings import Embeddings
 from daguerre.engine import Engine, Event
 from daguerre.errors import ModelNotFound
+from daguerre.jobs.acceptance import Limits
+from daguerre.jobs.deadlines import Timeouts
 from daguerre.jobs.dispatch import Dispatch
-from daguerre.jobs.service import JobService, Limits, Timeouts
+from daguerre.jobs.service import JobService
 from daguerre.jobs.sources import Sources
 from daguerre.loras import Loras
 from daguerre.recipe import Draft

@@ -15,7 +15,9 @@ from daguerre.embeddings import Embeddings
 from daguerre.engine import Engine, ModelReady, Options, Painted, Stepped
 from daguerre.errors import BadOutput, DaguerreError, InvalidRecipe, JobFailed, OutOfMemory
 from daguerre.job import Image, Job, Status, Timings
-from daguerre.jobs.service import JobService, Limits, Timeouts
+from daguerre.jobs.acceptance import Limits
+from daguerre.jobs.deadlines import Timeouts
+from daguerre.jobs.service import JobService
 from daguerre.jobs.sources import Sources
 from daguerre.jobs.watch import Watch
 from daguerre.loras import Loras

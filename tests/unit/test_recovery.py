@@ -14,8 +14,10 @@ from daguerre import catalog, recipe
 from daguerre.embeddings import Embeddings
 from daguerre.errors import JobNotFound, KeyReused, QueueFull, ResultExpired
 from daguerre.job import Job, Status, new_id
+from daguerre.jobs.acceptance import Limits
+from daguerre.jobs.deadlines import Timeouts
 from daguerre.jobs.inputs import Inputs
-from daguerre.jobs.service import ATTEMPTS, JobService, Limits, Timeouts
+from daguerre.jobs.service import ATTEMPTS, JobService
 from daguerre.jobs.sources import Sources
 from daguerre.loras import Loras
 from daguerre.references import References

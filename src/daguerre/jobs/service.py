@@ -3,11 +3,9 @@
 import asyncio
 import contextlib
 import logging
-import random
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -16,24 +14,20 @@ import msgspec
 from daguerre import recipe
 from daguerre.catalog import Catalog
 from daguerre.errors import (
-    ClientLimit,
     DaguerreError,
-    DiskLow,
     Draining,
-    FieldError,
-    InvalidRecipe,
     JobCancelled,
     JobNotFound,
-    JobTimeout,
     KeyReused,
     NotReady,
     Poisoned,
-    QueueFull,
     ResultExpired,
     StorageFailed,
 )
 from daguerre.job import Failure, Job, Status, new_id
+from daguerre.jobs.acceptance import Acceptance, Limits
 from daguerre.jobs.allowances import Allowances
+from daguerre.jobs.deadlines import Deadlines, Timeouts
 from daguerre.jobs.forecast import Forecast, Place
 from daguerre.jobs.hub import Hub, News
 from daguerre.jobs.inputs import Inputs
@@ -45,7 +39,6 @@ from daguerre.moderation import Moderation
 from daguerre.store.files import Files
 from daguerre.store.jobs import JobRows, Key
 from daguerre.store.usage import Usage
-from daguerre.telemetry.request import request_id
 
 if TYPE_CHECKING:
     from daguerre.jobs.webhooks import Webhooks
@@ -60,27 +53,6 @@ EPITAPH = 7 * 24 * 3600.0
 REMIND_EVERY = 3.0
 #: Seconds between two looks for rows to forget.
 SWEEP_EVERY = 600.0
-
-
-@dataclass(frozen=True, slots=True)
-class Timeouts:
-    """Seconds that a job may wait, run, and take in all."""
-
-    wait: float
-    run: float
-    total: float
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What is refused: more jobs that wait than this, and any job while the disk has less room than this, in bytes.
-
-    ``client``: more unfinished jobs of one client than this, if it is not 0.
-    """
-
-    queue: int
-    least_disk: int
-    client: int = 0
 
 
 class JobService:
@@ -116,10 +88,9 @@ class JobService:
         self._rows = rows
         self._files = files
         self._cancel_run = cancel_run
-        self._timeouts = timeouts
+        self._deadlines = Deadlines(timeouts, self.end)
         self._result_ttl = result_ttl
         self._webhooks = webhooks
-        self._moderation = moderation
         self._jobs: dict[str, Job] = {}
         self._line = Line()
         self._accepting: dict[str, asyncio.Event] = {}  # set when the job's row is durable, or will never be
@@ -127,11 +98,10 @@ class JobService:
         self._fitting = asyncio.Lock()  # of uploads, one at a time: each takes memory for several copies of itself
         self._errors: dict[str, DaguerreError] = {}
         self._keys: dict[tuple[str, str], tuple[str, str]] = {}  # client and name to digest and job's id
-        self._deadlines: dict[str, asyncio.TimerHandle] = {}
-        # When a job came to wait, or to be painted, by the loop's clock: the wall's may be set meanwhile.
-        self._entered: dict[str, float] = {}
         self._forecast = Forecast()
-        self._refusal: DaguerreError | None = None
+        self._acceptance = Acceptance(
+            catalog, loras, sources, limits, files, self._line, self._forecast, webhooks, moderation
+        )
         self._listeners: list[Callable[[Job], None]] = []
 
     def listen(self, listener: Callable[[Job], None]) -> None:
@@ -174,13 +144,11 @@ class JobService:
     @property
     def refusal(self) -> DaguerreError | None:
         """Why new jobs are refused, if they are."""
-        if self._refusal is None and self._files.room() < self.limits.least_disk:
-            return DiskLow(retry_after=60.0)
-        return self._refusal
+        return self._acceptance.refusal
 
     def refuse(self, reason: DaguerreError) -> None:
         """Takes no more jobs from now on."""
-        self._refusal = self._refusal or reason
+        self._acceptance.refuse(reason)
 
     async def recover(self) -> None:
         """Takes up what the process before left: called once, before anything is submitted.
@@ -216,7 +184,7 @@ class JobService:
         job = self._jobs[job.id] = msgspec.structs.replace(job, status=Status.QUEUED, started_at=None, step=0)
         self._line.put(job)
         self.queue.put(job.id, job.client, is_urgent=job.is_urgent)
-        self._set_deadline(job.id, min(self._timeouts.wait, self._timeouts.total))
+        self._deadlines.waits(job.id)
         self._tell(self._jobs[job.id])
 
     def _sweep(self) -> None:
@@ -250,7 +218,7 @@ class JobService:
         known = None if key is None else self._keys.get((key.client, key.name))
         if key is not None and known is not None:
             return await self._known(key.digest, *known)
-        job = self._made(draft, inputs, client, is_attached=is_attached, is_urgent=is_urgent)
+        job = self._acceptance.job(draft, inputs, client, is_attached=is_attached, is_urgent=is_urgent)
         await self.allowances.take(client, job.recipe)
         self._jobs[job.id] = job
         self._line.put(job)
@@ -274,43 +242,9 @@ class JobService:
             self._inputs[job.id] = inputs
         if not self._jobs[job.id].status.is_final:  # else it was ended meanwhile
             self.queue.put(job.id, client, is_urgent=is_urgent)
-            self._set_deadline(job.id, min(self._timeouts.wait, self._timeouts.total))
+            self._deadlines.waits(job.id)
             self._tell(job)
         return self._jobs[job.id]
-
-    def _made(
-        self, draft: recipe.Draft, inputs: Inputs | None, client: str, *, is_attached: bool, is_urgent: bool
-    ) -> Job:
-        refusal = self.refusal
-        if refusal is not None:
-            raise refusal
-        safety = None if self._moderation is None else self._moderation.judge(draft.prompt)
-        if draft.webhook is not None:
-            if self._webhooks is None:
-                raise InvalidRecipe([FieldError("webhook", "is not offered here: the server has no webhook_secret")])
-            self._webhooks.check(draft.webhook)
-        model = self.catalog.model(draft.model)
-        seed = random.randrange(recipe.RANDOM_SEEDS)
-        size = None if inputs is None else inputs.size
-        chosen = self.loras.chosen(draft, model)
-        whole = recipe.resolve(draft, model, seed, self.catalog.styles, size, chosen)
-        whole = self.sources.completed(whole, draft, model)
-        if self.waiting >= self.limits.queue:
-            raise QueueFull(f"{self.limits.queue} jobs are waiting already", self._forecast.seconds_a_job)
-        if 0 < self.limits.client <= self._line.count_of(client):
-            message = f"{self.limits.client} jobs of yours are unfinished already"
-            raise ClientLimit(message, self._forecast.seconds_a_job)
-        return Job(
-            id=new_id(),
-            recipe=whole,
-            created_at=time.time(),
-            client=client,
-            is_attached=is_attached,
-            is_urgent=is_urgent,
-            request_id=request_id.get(),
-            webhook=draft.webhook,
-            safety_filter_result=safety,
-        )
 
     async def _known(self, digest: str, known_digest: str, job_id: str) -> Job:
         """The job that a key stands for. It may still be on its way to the disk, and never arrive."""
@@ -329,21 +263,6 @@ class JobService:
         self._line.remove(job)
         if key is not None:
             self._keys.pop((key.client, key.name), None)
-
-    def _set_deadline(self, job_id: str, seconds: float) -> None:
-        self._end_deadline(job_id)
-        loop = asyncio.get_running_loop()
-        self._entered[job_id] = loop.time()
-        self._deadlines[job_id] = loop.call_later(max(0.0, seconds), self.end, job_id, JobTimeout())
-
-    def _end_deadline(self, job_id: str) -> None:
-        if job_id in self._deadlines:
-            self._deadlines.pop(job_id).cancel()
-            del self._entered[job_id]
-
-    def _seconds_in_state(self, job_id: str) -> float:
-        """For how long an unfinished job has been waiting, or is being painted."""
-        return asyncio.get_running_loop().time() - self._entered[job_id]
 
     def find(self, job_id: str) -> Job | None:
         """The job's present state, while it is kept."""
@@ -473,7 +392,7 @@ class JobService:
 
     def _finished(self, job: Job) -> None:
         self._line.remove(job)
-        self._end_deadline(job.id)
+        self._deadlines.drop(job.id)
         self._inputs.pop(job.id, None)
         if self._webhooks is not None:
             self._webhooks.ended(job)
@@ -485,8 +404,7 @@ class JobService:
         if job is None or job_id not in self._line:
             return
         self.changed(job_id, status=Status.RUNNING, started_at=time.time(), attempts=job.attempts + 1)
-        left = self._timeouts.total - self._seconds_in_state(job_id)
-        self._set_deadline(job_id, min(self._timeouts.run, left))
+        self._deadlines.runs(job_id)
 
     async def succeeded(self, job_id: str, **changes: object) -> bool:
         """The pictures are written. Those who wait are told once the row is, too; says whether the job is done."""
@@ -500,7 +418,7 @@ class JobService:
         if job_id not in self._line:  # called off meanwhile, too late: what the row says now came last
             return False
         self._jobs[job_id] = job
-        self._forecast.done(job, self._seconds_in_state(job_id))
+        self._forecast.done(job, self._deadlines.seconds(job_id))
         self._finished(job)
         self._tell(job)
         self._hub.publish(job)
@@ -559,7 +477,7 @@ class JobService:
         if job.status is not left.status:
             self._tell(left)
         self._line.remove(job)
-        self._end_deadline(job.id)
+        self._deadlines.drop(job.id)
         self._hub.leave(job.id)
 
     def engine_died(self, error: NotReady) -> None:
