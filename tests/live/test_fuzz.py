@@ -128,12 +128,14 @@ class Driver:
         log.info("%s answers: %s; %s MB more", self.statuses.total(), sorted(self.statuses.items()), grown >> 20)
 
 
+SHORT = pytest.mark.timeout(900)
 LONG = [pytest.mark.long, pytest.mark.timeout(4 * 3600)]
 
 
-@pytest.mark.timeout(900)
 @pytest.mark.parametrize(
-    ("operations", "cases"), [(MAIN, 8), pytest.param(OPERATIONS, 250, marks=LONG)], ids=["short", "long"]
+    ("operations", "cases"),
+    [pytest.param(MAIN, 8, marks=SHORT), pytest.param(OPERATIONS, 250, marks=LONG)],
+    ids=["short", "long"],
 )
 def test_by_the_document(fuzzed: Live, operations: list[Any], cases: int) -> None:
     """So many requests of each operation that hold to its schemas, and as many that do not."""
@@ -183,8 +185,9 @@ def _quick(name: str, value: Any) -> Any:
     return SLOW[name] if name in SLOW and is_whole and SLOW[name] < value <= 150 else value
 
 
-@pytest.mark.timeout(900)
-@pytest.mark.parametrize("wishes", [4450, pytest.param(160_000, marks=LONG)], ids=["short", "long"])
+@pytest.mark.parametrize(
+    "wishes", [pytest.param(4450, marks=SHORT), pytest.param(160_000, marks=LONG)], ids=["short", "long"]
+)
 def test_by_the_corpus(fuzzed: Live, wishes: int) -> None:
     """Four at a time; what the server gave out is asked for again."""
     driver, corpus = Driver(fuzzed), Corpus(seed=wishes)
