@@ -1,4 +1,4 @@
-"""Owns listening: uvicorn with a deadline for receiving requests, a bound on connections, and a clean way to stop."""
+"""Owns listening: uvicorn with a bound on connections, and a clean way to stop."""
 
 import asyncio
 import contextlib
@@ -6,29 +6,17 @@ import errno
 import logging
 import resource
 import signal
-import socket
-import struct
 import time
 from collections.abc import Awaitable, Callable, Generator
 from typing import Any, Protocol
 
-import h11
 import uvicorn
 from starlette.types import Receive, Scope, Send
-from uvicorn.protocols.http.h11_impl import H11Protocol
-from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
-from daguerre.errors import RequestTimeout
-from daguerre.http import problems
-from daguerre.job import new_id
+from daguerre.http.connections import Config, StreamProtocol
 from daguerre.settings import Settings
 
 log = logging.getLogger(__name__)
-
-#: Seconds in which a client must take something of what waits for it.
-STUCK = 8.0
-#: Bytes that the system holds for a connection at most.
-SEND_BUFFER = 256 * 1024
 
 #: Descriptors that connections leave to everything else: pictures, the database, models.
 SPARE = 256
@@ -37,177 +25,6 @@ QUIET = 10.0
 
 #: Seconds in which streams tell their last, once no job is left.
 LAST_WORDS = 0.2
-
-_RECEIVED = (h11.DONE, h11.MUST_CLOSE, h11.CLOSED, h11.ERROR, h11.SWITCHED_PROTOCOL)
-
-
-class Config(uvicorn.Config):
-    """uvicorn's configuration with what its protocol lacks."""
-
-    def __init__(self, app: "Application", receive_timeout: float, connection_limit: int, **options: Any) -> None:
-        super().__init__(app, http=DeadlineProtocol, **options)
-        self.receive_timeout = receive_timeout
-        self.connection_limit = connection_limit
-
-
-class Patience:
-    """Sees that a connection's client goes on reading: one that takes nothing for ``STUCK`` seconds is cut off.
-
-    Closing would not do, since that waits for what has not been read. A slow client that does read is left alone.
-    """
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, transport: asyncio.Transport) -> None:
-        self._loop = loop
-        self._transport = transport
-        self._looking: asyncio.TimerHandle | None = None
-        # The system asks for more when a third of this has been read: with megabytes, slow would look like stuck.
-        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
-
-    def begin(self) -> None:
-        """More waits to be read than the transport likes to hold."""
-        self.end()
-        self._looking = self._loop.call_later(STUCK, self._look, self._transport.get_write_buffer_size())
-
-    def end(self) -> None:
-        """It has been read, or nobody is left to read it."""
-        if self._looking is not None:
-            self._looking.cancel()
-            self._looking = None
-
-    def _look(self, before: int) -> None:
-        if self._transport.get_write_buffer_size() < before:
-            self.begin()
-        else:
-            # With a reset: else the system would go on offering what is in its buffers, for minutes, to nobody.
-            connection = self._transport.get_extra_info("socket")
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            self._transport.abort()
-
-
-class StreamProtocol(WebSocketsSansIOProtocol):
-    """uvicorn's WebSocket protocol with an end to its patience."""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """A client has asked for a WebSocket."""
-        super().connection_made(transport)
-        self._patience = Patience(self.loop, self.transport)
-
-    def data_received(self, data: bytes) -> None:
-        """Ends a handshake that cannot be read, as one with a line above 8 KB; uvicorn would leave it open for ever."""
-        super().data_received(data)
-        if self.conn.handshake_exc is not None and not self.handshake_initiated:
-            self.transport.write(b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-length: 0\r\n\r\n")
-            self.transport.close()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """A client has gone."""
-        self._patience.end()
-        super().connection_lost(exc)
-
-    def pause_writing(self) -> None:
-        """The client reads more slowly than is sent."""
-        super().pause_writing()
-        self._patience.begin()
-
-    def resume_writing(self) -> None:
-        """It has caught up."""
-        self._patience.end()
-        super().resume_writing()
-
-    def shutdown(self) -> None:
-        """The server is about to stop. A stream ends with its job, which may still be finished: see `end`."""
-        if not self.handshake_complete:
-            super().shutdown()
-
-    def end(self) -> None:
-        """Closes a stream that has nothing more to tell (1012: the server restarts)."""
-        if not self.transport.is_closing():
-            super().shutdown()
-
-
-class DeadlineProtocol(H11Protocol):
-    """uvicorn's HTTP protocol with a deadline: a request that has not arrived whole in time is answered 408.
-
-    The time runs from the connection's first moment, or from the first byte of a later request.
-    """
-
-    config: Config
-    _deadline: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """A client has connected."""
-        super().connection_made(transport)
-        self._patience = Patience(self.loop, transport)
-        if len(self.connections) > self.config.connection_limit:
-            transport.abort()
-            return
-        self._start()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """A client has gone."""
-        self._stop()
-        self._patience.end()
-        super().connection_lost(exc)
-
-    def pause_writing(self) -> None:
-        """The client reads more slowly than is sent."""
-        super().pause_writing()
-        self._patience.begin()
-
-    def resume_writing(self) -> None:
-        """It has caught up."""
-        self._patience.end()
-        super().resume_writing()
-
-    def data_received(self, data: bytes) -> None:
-        """A client has sent something; the deadline stands until it is a whole request."""
-        super().data_received(data)
-        has_left = self.transport.get_protocol() is not self  # it has become a WebSocket
-        if has_left or self.conn.their_state in _RECEIVED:
-            self._stop()
-        else:
-            self._start()
-
-    def on_response_complete(self) -> None:
-        """A request has been answered; from here uvicorn's own keep-alive timer runs."""
-        self._stop()
-        super().on_response_complete()
-
-    def _start(self) -> None:
-        if self._deadline is None:
-            self._deadline = self.loop.call_later(self.config.receive_timeout, self._too_slow)
-
-    def _stop(self) -> None:
-        if self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None
-
-    def _too_slow(self) -> None:
-        self._deadline = None
-        if self.transport.is_closing():
-            return
-        cycle = self.cycle
-        is_answering = cycle is not None and cycle.response_started and not cycle.response_complete
-        if cycle is not None and not cycle.response_complete:
-            cycle.disconnected = True
-            cycle.message_event.set()
-        if not is_answering:
-            self.transport.write(_timeout_answer())
-        self.transport.close()
-
-
-def _timeout_answer() -> bytes:
-    """The 408 problem as it goes over the wire, since no application is there yet to send it."""
-    request_id = new_id()
-    response = problems.answer(RequestTimeout(), request_id)
-    head = [
-        "HTTP/1.1 408 Request Timeout",
-        f"content-type: {problems.CONTENT_TYPE}",
-        f"content-length: {len(response.body)}",
-        f"x-request-id: {request_id}",
-        "connection: close",
-    ]
-    return "\r\n".join([*head, "", ""]).encode() + bytes(response.body)
 
 
 class Exhaustion:
