@@ -22,6 +22,7 @@ MAX_COUNT = 8
 RANDOM_SEEDS = 2**32  # random seeds stay below this, so that every tool can hold them
 METADATA_BYTES = 4096
 STRENGTH = 0.75
+FORMAT: Format = "png"
 MIN_SIDE, MAX_SIDE = 64, 2048
 
 #: Other tools' names for our fields.
@@ -245,8 +246,6 @@ def resolve(
         errors.append(FieldError("style", f"must be one of {', '.join(styles) or 'none'}"))
     steps = model.steps if draft.steps is None else draft.steps
     strength = None if draft.image is None else (STRENGTH if draft.strength is None else draft.strength)
-    if strength is not None and int(steps * strength) < 1:
-        errors.append(FieldError("strength", f"{steps} steps at strength {strength:g} leave nothing to paint"))
     if errors:
         raise InvalidRecipe(errors)
     negative = model.negative_prompt if draft.negative_prompt is None else draft.negative_prompt
@@ -269,7 +268,7 @@ def resolve(
         prompt_syntax=draft.prompt_syntax,
         clip_skip=draft.clip_skip,
         strength=strength,
-        format=draft.format or "png",
+        format=draft.format or FORMAT,
         quality=draft.quality,
         reproducible=draft.reproducible,
         preview_every=draft.preview_every,
