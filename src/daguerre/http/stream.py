@@ -127,7 +127,7 @@ async def _tell(socket: WebSocket[State], job: Job, *, is_binary: bool) -> bool:
     shown: bytes | None = None
     is_final = False
     async with service.follow(service.find(job.id) or job) as states:
-        async for news in _from_start(states):
+        async for news in from_start(states):
             is_final = news.job.status.is_final
             if news.job.status is Status.SUCCEEDED:
                 await _complete(socket, news, is_binary=is_binary)
@@ -137,7 +137,7 @@ async def _tell(socket: WebSocket[State], job: Job, *, is_binary: bool) -> bool:
     return is_final
 
 
-async def _from_start(states: AsyncGenerator[News, None]) -> AsyncGenerator[News, None]:
+async def from_start(states: AsyncGenerator[News, None]) -> AsyncGenerator[News, None]:
     """The same states; a job that waited is told to have started although its first steps came at once."""
     was_waiting = False
     async for news in states:
@@ -255,7 +255,7 @@ async def _lines(request: Request[State], job: Job) -> AsyncIterator[bytes]:
     last = request.headers.get("last-event-id", request.query_params.get("since"))
     shown: bytes | None = None
     async with request.state["service"].follow(job) as states:
-        coming = _from_start(states)
+        coming = from_start(states)
         following = asyncio.ensure_future(anext(coming, None))
         try:
             while True:
