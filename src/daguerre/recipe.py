@@ -188,6 +188,8 @@ def parse(fields: Mapping[str, Any]) -> Draft:
         name = ALIASES.get(sent, sent)
         if name not in _TYPES:
             errors.append(FieldError(_shown(sent), "unknown field"))
+        elif value is None and name != "prompt":
+            continue  # an explicit null means the same as an absent field
         elif name in given:
             errors.append(FieldError(sent, f"given twice, under two of its names; the field is {name!r}"))
         else:
@@ -205,7 +207,6 @@ def parse(fields: Mapping[str, Any]) -> Draft:
         errors = [FieldError(name, "needs an image") for name in ("mask", "strength") if given.get(name) is not None]
         if errors:
             raise InvalidRecipe(errors)
-    # An explicit null means the same as an absent field.
     return Draft(**{name: value for name, value in given.items() if value is not None})
 
 
@@ -322,7 +323,7 @@ def _split_resolution(fields: Mapping[str, Any], errors: list[FieldError]) -> di
     match = _RESOLUTION.fullmatch(resolution) if isinstance(resolution, str) else None
     if match is None:
         errors.append(FieldError("resolution", 'must look like "1024x1536"'))
-    elif "width" in rest or "height" in rest:
+    elif rest.get("width") is not None or rest.get("height") is not None:
         errors.append(FieldError("resolution", "give either resolution, or width and height"))
     else:
         rest["width"], rest["height"] = int(match[1]), int(match[2])

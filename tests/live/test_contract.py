@@ -150,6 +150,26 @@ def test_flags_of_a_recipe_frame_are_true_or_false(live: Live, flag: str) -> Non
         assert (told["type"], [error["field"] for error in told["error"]["errors"]]) == ("failed", [flag])
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"num_inference_steps": None, "n": None, "sampler": None, "lora_path": None, "resolution": None},
+        {"width": None, "height": None, "resolution": "64x64"},
+    ],
+)
+def test_null_is_absent_under_every_name(client: httpx.Client, fields: dict[str, Any]) -> None:
+    """Clients that write out all fields that they know say nothing twice."""
+    assert client.post("/generate", json={**SMALL, **fields}).content == client.post("/generate", json=SMALL).content
+
+
+def test_base64_may_have_lines(client: httpx.Client) -> None:
+    """As ``base64`` in a shell and ``encodebytes`` write it."""
+    broken = base64.encodebytes(base64.b64decode(_blue())).decode()
+    fields = {"prompt": "a lake", "steps": 2, "seed": 1}
+    one, other = (client.post("/generate", json={**fields, "image": image}) for image in (_blue(), broken))
+    assert (one.status_code, one.content) == (200, other.content)
+
+
 def test_the_header_tells_the_size(client: httpx.Client) -> None:
     """As one word beside the two numbers."""
     about = json.loads(client.post("/generate", json=SMALL).headers["x-generation-metadata"])
