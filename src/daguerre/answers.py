@@ -6,7 +6,7 @@ import msgspec
 
 from daguerre.errors import FieldError
 from daguerre.job import Failure, SafetyResult, Status, Timings
-from daguerre.recipe import Recipe
+from daguerre.recipe import Format, Recipe
 
 
 class Progress(msgspec.Struct, frozen=True):
@@ -245,10 +245,27 @@ class WireEmbedding(msgspec.Struct, frozen=True):
     widths: tuple[int, ...]
 
 
+class ModeDefaults(msgspec.Struct, frozen=True):
+    """What a recipe of one mode gets that leaves these open and names no model."""
+
+    model: str
+    width: int
+    height: int
+    steps: int
+    guidance_scale: float
+    negative_prompt: str
+    scheduler: str
+    strength: float | None
+    count: int
+    format: Format
+    quality: int
+
+
 class Capabilities(msgspec.Struct, frozen=True):
-    """What this server can do: each mode with the models that do it, and what bounds it."""
+    """What this server can do: each mode with the models that do it and with its defaults, and what bounds it."""
 
     modes: dict[str, list[str]]
+    defaults: dict[str, ModeDefaults]
     formats: tuple[str, ...]
     prompt_syntaxes: tuple[str, ...]
     reference_images: list[str]
@@ -302,8 +319,8 @@ class Health(msgspec.Struct, frozen=True):
     queue: QueueLoad
 
 
-class Problem(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The body of every answer that is an error."""
+class Problem(msgspec.Struct, frozen=True):
+    """The body of every answer that is an error; ``errors`` names the fields that are wrong, if it is fields."""
 
     type: str
     title: str

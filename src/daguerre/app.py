@@ -20,9 +20,10 @@ from daguerre.auth import authenticator
 from daguerre.embeddings import Embeddings
 from daguerre.engine import Budgets, Engine, Event, Options, Tuning
 from daguerre.errors import CatalogError, DaguerreError, SettingsError
-from daguerre.http import problems, wire
+from daguerre.http import wire
 from daguerre.http.access import guarded
 from daguerre.http.audit import Audit
+from daguerre.http.failures import on_error, unknown
 from daguerre.http.gate import BodyLimit, Framing, HostCheck, RequestId
 from daguerre.http.meter import Meter
 from daguerre.http.origins import OriginCheck, cross_origin
@@ -104,14 +105,15 @@ class Daguerre(Starlette):
                 Middleware(BodyLimit, limit=settings.body_limit),
             ],
             exception_handlers={
-                DaguerreError: problems.on_error,
-                HTTPException: problems.on_error,
-                ClientDisconnect: problems.on_error,
-                Exception: problems.on_error,
+                DaguerreError: on_error,
+                HTTPException: on_error,
+                ClientDisconnect: on_error,
+                Exception: on_error,
             },
         )
         # A redirect would be built from the Host header.
         self.router.redirect_slashes = False
+        self.router.default = unknown
 
     async def drain(self) -> None:
         """Takes no more jobs and sees those at hand to their end, within the grace time."""

@@ -15,6 +15,7 @@
     │   ├── BodyTooLarge
     │   ├── UnsupportedMediaType
     │   ├── NotAcceptable
+    │   ├── MalformedRequest       what came is not HTTP
     │   ├── RequestTimeout         the request itself arrived too slowly
     │   ├── HostNotAllowed
     │   ├── KeyReused              an Idempotency-Key came with two different requests
@@ -153,6 +154,12 @@ class NotAcceptable(BadRequest):
     """Nothing that this route answers with is accepted by the client."""
 
     code = "not_acceptable"
+
+
+class MalformedRequest(BadRequest):
+    """The request is not HTTP that can be read."""
+
+    code = "malformed_request"
 
 
 class RequestTimeout(BadRequest):

@@ -22,6 +22,7 @@ MAX_COUNT = 8
 RANDOM_SEEDS = 2**32  # random seeds stay below this, so that every tool can hold them
 METADATA_BYTES = 4096
 STRENGTH = 0.75
+FORMAT: Format = "png"
 MIN_SIDE, MAX_SIDE = 64, 2048
 
 #: Other tools' names for our fields.
@@ -187,6 +188,8 @@ def parse(fields: Mapping[str, Any]) -> Draft:
         name = ALIASES.get(sent, sent)
         if name not in _TYPES:
             errors.append(FieldError(_shown(sent), "unknown field"))
+        elif value is None and name != "prompt":
+            continue  # an explicit null means the same as an absent field
         elif name in given:
             errors.append(FieldError(sent, f"given twice, under two of its names; the field is {name!r}"))
         else:
@@ -204,7 +207,6 @@ def parse(fields: Mapping[str, Any]) -> Draft:
         errors = [FieldError(name, "needs an image") for name in ("mask", "strength") if given.get(name) is not None]
         if errors:
             raise InvalidRecipe(errors)
-    # An explicit null means the same as an absent field.
     return Draft(**{name: value for name, value in given.items() if value is not None})
 
 
@@ -245,8 +247,6 @@ def resolve(
         errors.append(FieldError("style", f"must be one of {', '.join(styles) or 'none'}"))
     steps = model.steps if draft.steps is None else draft.steps
     strength = None if draft.image is None else (STRENGTH if draft.strength is None else draft.strength)
-    if strength is not None and int(steps * strength) < 1:
-        errors.append(FieldError("strength", f"{steps} steps at strength {strength:g} leave nothing to paint"))
     if errors:
         raise InvalidRecipe(errors)
     negative = model.negative_prompt if draft.negative_prompt is None else draft.negative_prompt
@@ -269,7 +269,7 @@ def resolve(
         prompt_syntax=draft.prompt_syntax,
         clip_skip=draft.clip_skip,
         strength=strength,
-        format=draft.format or "png",
+        format=draft.format or FORMAT,
         quality=draft.quality,
         reproducible=draft.reproducible,
         preview_every=draft.preview_every,
@@ -323,7 +323,7 @@ def _split_resolution(fields: Mapping[str, Any], errors: list[FieldError]) -> di
     match = _RESOLUTION.fullmatch(resolution) if isinstance(resolution, str) else None
     if match is None:
         errors.append(FieldError("resolution", 'must look like "1024x1536"'))
-    elif "width" in rest or "height" in rest:
+    elif rest.get("width") is not None or rest.get("height") is not None:
         errors.append(FieldError("resolution", "give either resolution, or width and height"))
     else:
         rest["width"], rest["height"] = int(match[1]), int(match[2])

@@ -254,3 +254,17 @@ def test_the_tiny_models_are_worth_comparing(models: Catalog, name: str) -> None
     ]
     assert all(picture.std() > 5 / 255 for picture in pictures)
     assert all(difference(pictures[0], other) > 2 for other in pictures[1:])
+
+
+@pytest.mark.parametrize("name", ["sd15", "sdxl", "flux", "sd3"])
+def test_the_least_strength_is_one_step(models: Catalog, name: str, photograph: Picture) -> None:
+    """What would leave no step leaves one: 1 / steps, which no rounding makes none or two."""
+    model = models.model(name)
+    for steps in (1, 3, 4):
+        least, one = (
+            job(model, "a boat", photograph, strength=strength, steps=steps, reproducible=True)
+            for strength in (0.0, 1 / steps)
+        )
+        outcomes, _ = paint_all([least, one])
+        assert outcomes[least.id].error is None
+        assert outcomes[least.id].picture.tobytes() == outcomes[one.id].picture.tobytes()

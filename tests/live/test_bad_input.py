@@ -55,6 +55,12 @@ def _problem(response: httpx.Response, status: int, code: str) -> dict[str, Any]
         ("steps", "true"),
         ("steps", '"20"'),
         ("guidance_scale", "1e400"),
+        ("guidance_scale", "NaN"),
+        ("guidance_scale", "Infinity"),
+        ("steps", "-Infinity"),
+        ("seed", "NaN"),
+        ("prompt", "NaN"),
+        ("metadata", '{"a": [NaN]}'),
         ("guidance_scale", "-0.1"),
         ("guidance_scale", "30.5"),
         ("guidance_scale", '"7"'),
@@ -111,8 +117,6 @@ def test_all_wrong_fields_are_named_at_once(client: httpx.Client) -> None:
         b"[]",
         b'"text"',
         b"null",
-        b'{"prompt": NaN}',
-        b'{"prompt": "a", "guidance_scale": Infinity}',
         b'{"prompt": "a", "prompt": "b"}',
         b'{"prompt": "\xff"}',
         b'\xef\xbb\xbf{"prompt": "a"}',
@@ -235,7 +239,6 @@ def test_wrong_routes_and_methods(client: httpx.Client) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        "..",
         "%2e%2e",
         "..%2f..%2fetc%2fpasswd",
         "..%5c..%5cwindows",
@@ -248,12 +251,13 @@ def test_wrong_routes_and_methods(client: httpx.Client) -> None:
         ".",
     ],
 )
-def test_no_name_leads_out_of_the_outputs(live: Live, client: httpx.Client, name: str) -> None:
+@pytest.mark.parametrize("path", ["/outputs/{}", "/download/{}", "/v1/images/{}/file"])
+def test_no_name_leads_out_of_the_outputs(live: Live, client: httpx.Client, path: str, name: str) -> None:
     """Only names that the server gave out are files; a link and a folder of the right place are not."""
     (live.outputs / "folder").mkdir(exist_ok=True)
     if not (live.outputs / "link").exists():
         (live.outputs / "link").symlink_to("/etc/passwd")
-    _problem(client.get(f"/outputs/{name}"), 404, "not_found")
+    _problem(client.get(path.format(name)), 404, "not_found")
 
 
 @pytest.mark.parametrize(

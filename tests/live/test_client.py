@@ -88,9 +88,9 @@ def test_submit_then_fetch(ours: Client) -> None:
     assert ours.wait(job.id).images == ours.job(job.id).images
     assert ours.result(job.id).data.startswith(b"\x89PNG")
     assert ours.cancel(job.id) is False
-    with pytest.raises(InvalidRequest) as caught:
+    with pytest.raises(NotThere) as caught:
         ours.result(job.id, index=1)
-    assert [error.field for error in caught.value.errors] == ["index"]
+    assert caught.value.code == "not_found"
 
 
 def test_lists(ours: Client) -> None:

@@ -30,6 +30,13 @@ def test_the_page_needs_nothing_from_elsewhere(client: httpx.Client) -> None:
     assert " on" not in re.sub(r">[^<]*<", "><", page.text), "handlers in attributes would not run"
 
 
+def test_the_page_is_what_a_visitor_finds(client: httpx.Client) -> None:
+    """At the root, with its policy."""
+    root, page = client.get("/"), client.get("/docs")
+    assert (root.status_code, root.content) == (200, page.content)
+    assert root.headers["content-security-policy"] == page.headers["content-security-policy"]
+
+
 @pytest.mark.parametrize("name", ["x", "docs.py", "..%2fversion.py", "%2e%2e", "docs.html%00"])
 def test_the_page_has_no_other_parts(client: httpx.Client, name: str) -> None:
     """Nothing else of the package can be had."""

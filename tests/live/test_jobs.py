@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import hashlib
 import io
 import re
 import threading
@@ -69,8 +70,27 @@ def test_several_pictures_by_their_index(client: httpx.Client) -> None:
     pictures = [client.get(result, params={"index": index}) for index in (0, 1)]
     assert [picture.headers["x-seed"] for picture in pictures] == ["3", "4"]
     assert pictures[0].content != pictures[1].content
-    for index in ("2", "-1", "x", "99999999", "²"):
+    for index in ("2", "99999"):
+        beyond = client.get(result, params={"index": index})
+        assert (beyond.status_code, beyond.json()["code"]) == (404, "not_found")
+    for index in ("-1", "x", "99999999", "²"):
         assert client.get(result, params={"index": index}).status_code == 422
+
+
+def test_a_finished_picture_under_each_of_its_addresses(client: httpx.Client) -> None:
+    """By name, to look at or to keep; by its job's id; the same bytes each time. Before there is one: 404."""
+    job = client.post("/v1/jobs", json={**SMALL, "count": 2}).json()
+    assert client.get(f"/v1/images/{job['id']}/file").status_code in (404, 200)
+    first, second = _until_final(client, job["id"])["images"]
+    shown = client.get(first["url"])
+    for path in (f"/v1/images/{job['id']}/file", f"/api/v1/images/{first['filename']}/file"):
+        assert client.get(path).content == shown.content
+    kept = client.get(f"/download/{first['filename']}")
+    assert (kept.content, kept.headers["content-type"]) == (shown.content, "image/png")
+    assert kept.headers["content-disposition"] == f'attachment; filename="{first["filename"]}"'
+    other = client.get(f"/v1/images/{job['id']}/file", params={"index": 1})
+    assert hashlib.sha256(other.content).hexdigest() == second["sha256"]
+    assert client.get(f"/v1/images/{job['id']}/file", params={"index": 2}).status_code == 404
 
 
 def test_not_done_yet_then_called_off(client: httpx.Client) -> None:

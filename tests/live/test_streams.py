@@ -110,7 +110,7 @@ def test_closing_the_socket(live: Live, client: httpx.Client, is_detached: bool)
         ("[" * 100_000, "malformed_body"),
         (b"\0\1", "malformed_body"),
         ('{"prompt": "a", "prompt": "b"}', "malformed_body"),
-        ('{"prompt": "a", "steps": NaN}', "malformed_body"),
+        ('{"prompt": "a", "steps": NaN}', "invalid_recipe"),
         ("{}", "invalid_recipe"),
         ('{"prompt": "a", "steps": 0}', "invalid_recipe"),
         ('{"prompt": "a", "unknown": 0}', "invalid_recipe"),

@@ -17,7 +17,7 @@ from websockets.exceptions import InvalidStatus, WebSocketException
 from websockets.sync.client import connect
 
 #: Routes that need no credentials.
-OPEN = ("/ping", "/livez", "/readyz", "/openapi.json", "/docs", "/docs/{filename}")
+OPEN = ("/ping", "/livez", "/readyz", "/openapi.json", "/", "/docs", "/docs/{filename}")
 
 
 def bad_credentials(keys: Mapping[str, str]) -> dict[str, dict[str, str]]:

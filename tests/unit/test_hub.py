@@ -1,11 +1,13 @@
 """Listeners of a job: what is told to many is made once, and a slow one misses steps but never the end."""
 
 import asyncio
+from collections.abc import AsyncGenerator
 from pathlib import Path
 
 import msgspec
 
 from daguerre import catalog, recipe
+from daguerre.http.stream import from_start
 from daguerre.job import Job, Status
 from daguerre.jobs.hub import Hub, News
 
@@ -87,3 +89,21 @@ def test_a_slow_listener_misses_steps_but_not_the_end() -> None:
     heard = asyncio.run(play())
     assert [news.job.step for news in heard] == [0, 49, 100]
     assert [news.preview for news in heard] == [None, b"preview", None]
+
+
+def test_a_start_that_nobody_saw_is_told() -> None:
+    """A job that waited and then is steps ahead, or done, has started in between; one followed later has not."""
+
+    async def told(*jobs: Job) -> list[str]:
+        async def states() -> AsyncGenerator[News, None]:
+            for job in jobs:
+                yield News(job)
+
+        return [f"{news.job.status} {news.job.step}" async for news in from_start(states())]
+
+    waiting, ahead, done = _at(0, status=Status.QUEUED), _at(3), _at(9, status=Status.SUCCEEDED)
+    assert asyncio.run(told(waiting, waiting, ahead)) == ["queued 0", "queued 0", "running 0", "running 3"]
+    assert asyncio.run(told(waiting, done)) == ["queued 0", "running 0", "succeeded 9"]
+    assert asyncio.run(told(waiting, _at(0), ahead)) == ["queued 0", "running 0", "running 3"]
+    assert asyncio.run(told(ahead, done)) == ["running 3", "succeeded 9"]
+    assert asyncio.run(told(waiting, _at(0, status=Status.CANCELLED))) == ["queued 0", "cancelled 0"]

@@ -9,7 +9,7 @@ import sys
 import pytest
 from starlette.requests import Request
 
-from daguerre.http.problems import on_error
+from daguerre.http.failures import on_error
 
 ROOM = """
 import resource, sys

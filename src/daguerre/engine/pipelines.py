@@ -5,6 +5,7 @@ import copy
 import functools
 import inspect
 import logging
+import math
 import time
 import warnings
 from collections import Counter
@@ -245,7 +246,7 @@ class Pipeline:
             "generator": torch.Generator("cpu").manual_seed(recipe.seed + index),
             "image": None if image is None else Image.fromarray(image),
             "mask_image": None if mask is None else Image.fromarray(mask),
-            "strength": recipe.strength,
+            "strength": None if recipe.strength is None else _strength(recipe.strength, recipe.steps),
             "output_type": "pt",
             "callback_on_step_end": after_step,
         }
@@ -273,6 +274,14 @@ class Pipeline:
             return type(own).from_config(own.config)
         sampler = samplers_for(type(own).__name__)[name]
         return getattr(diffusers, sampler.scheduler).from_config(own.config, **sampler.options)
+
+
+def _strength(asked: float, steps: int) -> float:
+    """The strength that leaves one step at least: with none, pipelines fail instead of giving the image back."""
+    least = 1 / steps
+    while steps * least < 1:
+        least = math.nextafter(least, 1)
+    return max(asked, least)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,25 +6,18 @@ The check stands behind the router: what is checked is the route that serves, ho
 import copy
 from collections.abc import Iterable
 
-from starlette.responses import Response
 from starlette.routing import BaseRoute, Route, WebSocketRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from daguerre.errors import AccessRefused, DaguerreError, Forbidden, Unauthenticated
 from daguerre.http import credentials, problems
-from daguerre.http.dialects import a1111, openai
+from daguerre.http.failures import speaker
 from daguerre.http.gate import discard
 from daguerre.http.origins import SAFE
 from daguerre.http.scopes import OPEN, needed
 from daguerre.http.state import State
 from daguerre.principal import Principal
 
-#: How the errors of a dialect's routes look, by the beginning of their paths.
-SPOKEN = {
-    "/sdapi/": a1111.failure,
-    "/v1/images/": openai.failure,
-    "/api/v1/images/": openai.failure,
-}
 #: Close code of a WebSocket whose credentials are not, or no longer, good.
 POLICY = 1008
 
@@ -90,13 +83,12 @@ class Access:
         return principal
 
     async def _refuse(self, error: DaguerreError, scope: Scope, receive: Receive, send: Send) -> None:
-        speak = next((speak for start, speak in SPOKEN.items() if self._path.startswith(start)), problems.answer)
-        response = speak(error, scope.get("request_id", ""))
+        response = speaker(self._path)(error, scope.get("request_id", ""))
         response.headers["cache-control"] = "no-store"
         if scope["type"] == "http":
             await response(scope, receive, send)
         else:
-            await _deny(scope, send, response)
+            await problems.deny(send, response)
 
     def _listening(self, scope: Scope, receive: Receive, send: Send) -> Receive:
         """Checks again at each frame: a socket may be open for longer than its credentials are good."""
@@ -138,16 +130,6 @@ async def _about(scope: Scope, message: Message, principal: Principal) -> list[t
         added.append((b"ratelimit-policy", f'"megapixel-steps";q={left.quota};w={left.window}'.encode()))
         added.append((b"ratelimit", f'"megapixel-steps";r={left.remaining};t={left.seconds}'.encode()))
     return added
-
-
-async def _deny(scope: Scope, send: Send, response: Response) -> None:
-    """Refuses a WebSocket before it is one, with the answer that HTTP would have had (ASGI's denial response)."""
-    if "websocket.http.response" not in scope.get("extensions", {}):
-        await send({"type": "websocket.close", "code": POLICY})
-        return
-    start = {"status": response.status_code, "headers": response.raw_headers}
-    await send({"type": "websocket.http.response.start", **start})
-    await send({"type": "websocket.http.response.body", "body": bytes(response.body)})
 
 
 async def _hear_out(scope: Scope, receive: Receive) -> None:

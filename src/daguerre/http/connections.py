@@ -3,6 +3,7 @@
 import asyncio
 import socket
 import struct
+from http import HTTPStatus
 from typing import Any
 
 import h11
@@ -10,8 +11,9 @@ import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.http11 import Request
 
-from daguerre.errors import RequestTimeout
+from daguerre.errors import DaguerreError, MalformedRequest, RequestTimeout
 from daguerre.http import problems
 from daguerre.job import new_id
 
@@ -100,8 +102,19 @@ class StreamProtocol(Patient, WebSocketsSansIOProtocol):
         """Ends a handshake that cannot be read, as one with a line above 8 KB; uvicorn would leave it open for ever."""
         super().data_received(data)
         if self.conn.handshake_exc is not None and not self.handshake_initiated:
-            self.transport.write(b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-length: 0\r\n\r\n")
-            self.transport.close()
+            self._refuse()
+
+    def handle_connect(self, event: Request) -> None:
+        """Answers a handshake that is none as every error is answered; uvicorn would, in words of its library."""
+        if self.conn.accept(event).status_code == HTTPStatus.SWITCHING_PROTOCOLS:
+            super().handle_connect(event)
+        else:
+            self.handshake_initiated = self.handshake_complete = self.close_sent = True
+            self._refuse()
+
+    def _refuse(self) -> None:
+        self.transport.write(_answer(MalformedRequest("The handshake of the WebSocket cannot be read.")))
+        self.transport.close()
 
     def shutdown(self) -> None:
         """The server is about to stop. A stream ends with its job, which may still be finished: see `end`."""
@@ -161,24 +174,30 @@ class DeadlineProtocol(Patient, H11Protocol):
 
     def _too_slow(self) -> None:
         self._deadline = None
-        if self.transport.is_closing():
-            return
+        if not self.transport.is_closing():
+            self._refuse(RequestTimeout())
+
+    def send_400_response(self, _msg: str) -> None:
+        """What came is not HTTP: told as every error is."""
+        self._refuse(MalformedRequest())
+
+    def _refuse(self, error: DaguerreError) -> None:
         cycle = self.cycle
         is_answering = cycle is not None and cycle.response_started and not cycle.response_complete
         if cycle is not None and not cycle.response_complete:
             cycle.disconnected = True
             cycle.message_event.set()
         if not is_answering:
-            self.transport.write(_timeout_answer())
+            self.transport.write(_answer(error))
         self.transport.close()
 
 
-def _timeout_answer() -> bytes:
-    """The 408 problem as it goes over the wire, since no application is there yet to send it."""
+def _answer(error: DaguerreError) -> bytes:
+    """The problem as it goes over the wire, where no application is there yet to send it."""
     request_id = new_id()
-    response = problems.answer(RequestTimeout(), request_id)
+    response = problems.answer(error, request_id)
     head = [
-        "HTTP/1.1 408 Request Timeout",
+        f"HTTP/1.1 {response.status_code} {HTTPStatus(response.status_code).phrase}",
         f"content-type: {problems.CONTENT_TYPE}",
         f"content-length: {len(response.body)}",
         f"x-request-id: {request_id}",

@@ -41,7 +41,7 @@ def describing(routes: Sequence[BaseRoute]) -> Callable[[Request[State]], Awaita
 
 
 async def page(_request: Request[State]) -> Response:
-    """``GET /docs``."""
+    """``GET /docs``, and ``GET /``: it has a form to paint with."""
     return _file("docs.html")
 
 
@@ -57,4 +57,4 @@ def _file(name: str) -> Response:
     return Response(data, headers={"content-security-policy": POLICY}, media_type=FILES[name])
 
 
-ROUTES: list[BaseRoute] = [Route("/docs", page), Route("/docs/{filename}", part)]
+ROUTES: list[BaseRoute] = [Route("/", page), Route("/docs", page), Route("/docs/{filename}", part)]

@@ -10,10 +10,10 @@ import msgspec
 from starlette.requests import ClientDisconnect, HTTPConnection, Request
 from starlette.responses import Response
 
-from daguerre.errors import Forbidden, JobCancelled, MalformedBody
+from daguerre.errors import FieldError, Forbidden, InvalidRecipe, JobCancelled, MalformedBody, RouteNotFound
 from daguerre.http import wire
 from daguerre.http.state import State
-from daguerre.job import Job
+from daguerre.job import Image, Job
 from daguerre.jobs.inputs import Inputs, read
 from daguerre.jobs.retries import digest
 from daguerre.principal import Principal
@@ -64,6 +64,20 @@ async def expect(connection: HTTPConnection[State]) -> Job:
     """
     owner = principal_of(connection).owner
     return await connection.state["service"].expect(connection.path_params["id"], owner)
+
+
+def picture_at(request: Request[State], job: Job) -> Image:
+    """The picture of a job that has some which ``?index=`` names.
+
+    Raises:
+        InvalidRecipe, RouteNotFound
+    """
+    text = request.query_params.get("index", "0")
+    if not (text.isascii() and text.isdigit() and len(text) < 6):
+        raise InvalidRecipe([FieldError("index", f"must be a whole number from 0 to {len(job.images) - 1}")])
+    if int(text) >= len(job.images):
+        raise RouteNotFound(f"the job has no picture {int(text)}; the last is {len(job.images) - 1}")
+    return job.images[int(text)]
 
 
 async def read_draft(request: Request[State]) -> Draft:

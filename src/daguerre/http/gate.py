@@ -43,6 +43,8 @@ class RequestId:
                 own = {header for header, _ in given}
                 fixed = [header for header in SECURITY_HEADERS if header[0] not in own]
                 message["headers"] = [*given, (b"x-request-id", name), *fixed]
+            elif message["type"] == "websocket.accept":
+                message["headers"] = [*message.get("headers", ()), (b"x-request-id", name)]
             await send(message)
 
         await self._app(scope, receive, send_named)
@@ -63,7 +65,7 @@ class HostCheck:
         if scope["type"] not in ("http", "websocket") or self._is_allowed(dict(scope["headers"]).get(b"host")):
             await self._app(scope, receive, send)
         elif scope["type"] == "websocket":
-            await send({"type": "websocket.close", "code": 1008})
+            await problems.deny(send, problems.answer(HostNotAllowed(), scope["request_id"]))
         else:
             await problems.answer(HostNotAllowed(), scope["request_id"])(scope, receive, send)
 

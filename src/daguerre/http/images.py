@@ -1,4 +1,4 @@
-"""Owns the routes of finished pictures: files by the names that the server gave out, and their thumbnails."""
+"""Owns the routes of finished pictures: files by the names and ids that the server gave out, and their thumbnails."""
 
 import asyncio
 from pathlib import Path
@@ -6,8 +6,8 @@ from pathlib import Path
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 
-from daguerre.errors import RouteNotFound
-from daguerre.http.exchange import principal_of
+from daguerre.errors import JobNotFound, RouteNotFound
+from daguerre.http.exchange import expect, picture_at, principal_of
 from daguerre.http.state import State
 from daguerre.imaging import media_type
 from daguerre.jobs import pictures
@@ -32,9 +32,23 @@ async def find_own(request: Request[State], filename: str) -> Path:
 
 async def output(request: Request[State]) -> Response:
     """``GET /outputs/{filename}``: a picture; anything but a name that the server gave out is 404."""
-    path = await find_own(request, request.path_params["filename"])
-    kind = _MEDIA_TYPES[path.suffix]
-    return FileResponse(path, media_type=kind, filename=path.name, content_disposition_type="inline")
+    return _file(await find_own(request, request.path_params["filename"]), "inline")
+
+
+async def download(request: Request[State]) -> Response:
+    """``GET /download/{filename}``: the same, which a browser keeps as a file instead of showing it."""
+    return _file(await find_own(request, request.path_params["filename"]), "attachment")
+
+
+async def image_file(request: Request[State]) -> Response:
+    """``GET /v1/images/{id}/file``: a picture by its job's id, or by its name; 404 while there is none."""
+    try:
+        job = await expect(request)
+    except JobNotFound:
+        return _file(await find_own(request, request.path_params["id"]), "inline")
+    if not job.images:
+        raise _nothing()
+    return _file(await find_own(request, picture_at(request, job).filename), "inline")
 
 
 async def thumbnail(request: Request[State]) -> Response:
@@ -48,6 +62,11 @@ async def thumbnail(request: Request[State]) -> Response:
         raise _nothing()
     headers = {"content-disposition": f'inline; filename="{thumbnail_name(name)}"'}
     return Response(data, headers=headers, media_type=media_type("webp"))
+
+
+def _file(path: Path, disposition: str) -> Response:
+    kind = _MEDIA_TYPES[path.suffix]
+    return FileResponse(path, media_type=kind, filename=path.name, content_disposition_type=disposition)
 
 
 def _nothing() -> RouteNotFound:

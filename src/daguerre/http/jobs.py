@@ -21,13 +21,14 @@ from daguerre.http.exchange import (
     client_of,
     expect,
     job_json,
+    picture_at,
     read_draft,
     read_inputs,
     submit_detached,
 )
 from daguerre.http.state import State
 from daguerre.imaging import media_type
-from daguerre.job import Job, Status
+from daguerre.job import Status
 
 #: Jobs of one page, if the client does not say, and at most.
 PAGE, MAX_PAGE = 50, 200
@@ -58,7 +59,7 @@ async def jobs(request: Request[State]) -> Response:
     status, limit = request.query_params.get("status"), _limit(request)
     if status is not None and status not in set(Status):
         raise InvalidRecipe([FieldError("status", f"must be one of {', '.join(Status)}")])
-    cursor = request.query_params.get("cursor")
+    cursor = request.query_params.get("cursor") or None
     service = request.state["service"]
     found = (
         job
@@ -88,20 +89,13 @@ async def result(request: Request[State]) -> Response:
         return job_json(request, found, 202, {"retry-after": str(wait)})
     if found.status is not Status.SUCCEEDED:
         raise NoPicture(service.error(found))
-    image = found.images[_index(request, found)]
+    image = picture_at(request, found)
     path = request.state["files"].find(image.filename)
     if path is None:
         raise ResultExpired("the picture's file has been removed")
     data = await asyncio.get_running_loop().run_in_executor(request.state["codec"], path.read_bytes)
     headers = wire.generation_headers(found) | {"x-seed": str(image.seed)}
     return Response(data, headers=headers, media_type=media_type(found.recipe.format))
-
-
-def _index(request: Request[State], job: Job) -> int:
-    text = request.query_params.get("index", "0")
-    if not (text.isascii() and text.isdigit() and len(text) < 3 and int(text) < len(job.images)):
-        raise InvalidRecipe([FieldError("index", f"must be a whole number from 0 to {len(job.images) - 1}")])
-    return int(text)
 
 
 async def cancel(request: Request[State]) -> Response:

@@ -9,6 +9,7 @@ from daguerre import recipe
 from daguerre.answers import (
     Bounds,
     Capabilities,
+    ModeDefaults,
     ModelDefaults,
     ModelList,
     ModelProgress,
@@ -77,6 +78,9 @@ async def capabilities(request: Request[State]) -> Response:
     here = [model for model in service.catalog.models if model.is_here]
     body = Capabilities(
         modes={mode: [model.name for model in here if mode in model.modes] for mode in get_args(recipe.Mode)},
+        defaults={
+            mode: _defaults(model, mode) for model in here if _is_default(request, model) for mode in model.modes
+        },
         formats=get_args(recipe.Format),
         prompt_syntaxes=get_args(recipe.PromptSyntax),
         reference_images=list(service.sources.references.names),
@@ -100,6 +104,28 @@ async def capabilities(request: Request[State]) -> Response:
         ),
     )
     return as_json(body)
+
+
+def _is_default(request: Request[State], model: Model) -> bool:
+    return model.name == request.state["settings"].default_model
+
+
+def _defaults(model: Model, mode: str) -> ModeDefaults:
+    width, height = model.native_size
+    draft = recipe.Draft(prompt="any")
+    return ModeDefaults(
+        model=model.name,
+        width=width,
+        height=height,
+        steps=model.steps,
+        guidance_scale=model.guidance_scale,
+        negative_prompt=model.negative_prompt,
+        scheduler=model.scheduler,
+        strength=None if mode == "txt2img" else recipe.STRENGTH,
+        count=draft.count,
+        format=recipe.FORMAT,
+        quality=draft.quality,
+    )
 
 
 async def _named(request: Request[State]) -> str:
@@ -128,7 +154,7 @@ def _wire(request: Request[State], model: Model) -> WireModel:
         description=model.description,
         family=model.family,
         modes=model.modes,
-        default=model.name == state["settings"].default_model,
+        default=_is_default(request, model),
         state=state["models"].place(model),
         native_size=(width, height),
         size_factor=model.size_factor,

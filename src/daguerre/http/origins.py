@@ -55,7 +55,7 @@ class OriginCheck:
         if scope["type"] not in ("http", "websocket") or scope.get("method") in SAFE or self._is_ours(scope):
             await self._app(scope, receive, send)
         elif scope["type"] == "websocket":
-            await send({"type": "websocket.close", "code": 1008})
+            await problems.deny(send, problems.answer(OriginNotAllowed(), scope["request_id"]))
         else:
             await problems.answer(OriginNotAllowed(), scope["request_id"])(scope, receive, send)
 

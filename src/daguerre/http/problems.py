@@ -1,19 +1,14 @@
 """Owns problems: every error as an RFC 9457 answer. Nothing that the machine would rather keep to itself gets in."""
 
-import errno
-import logging
 import math
 
 import msgspec
-from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
+from starlette.types import Send
 
 from daguerre import errors
 from daguerre.answers import Problem
 from daguerre.errors import DaguerreError, Forbidden, InvalidRecipe, Unauthenticated, Unavailable
-
-log = logging.getLogger(__name__)
 
 #: The HTTP status and title of every error that a client can meet.
 STATUSES: dict[type[DaguerreError], tuple[int, str]] = {
@@ -22,6 +17,7 @@ STATUSES: dict[type[DaguerreError], tuple[int, str]] = {
     errors.BodyTooLarge: (413, "Body too large"),
     errors.UnsupportedMediaType: (415, "Unsupported media type"),
     errors.NotAcceptable: (406, "Not acceptable"),
+    errors.MalformedRequest: (400, "Malformed request"),
     errors.RequestTimeout: (408, "Request timeout"),
     errors.HostNotAllowed: (400, "Host not allowed"),
     errors.Unauthenticated: (401, "Not authenticated"),
@@ -84,6 +80,13 @@ def answer(error: DaguerreError, request_id: str) -> Response:
     return Response(msgspec.json.encode(problem), status, headers, CONTENT_TYPE)
 
 
+async def deny(send: Send, response: Response) -> None:
+    """Refuses a WebSocket before it is one, with the answer that HTTP would have had (ASGI's denial response)."""
+    start = {"status": response.status_code, "headers": response.raw_headers}
+    await send({"type": "websocket.http.response.start", **start})
+    await send({"type": "websocket.http.response.body", "body": bytes(response.body)})
+
+
 def challenge(error: DaguerreError, scheme: str = "Bearer") -> dict[str, str]:
     """What a refused client is told of the credentials that would do (RFC 6750, 3)."""
     if isinstance(error, Unauthenticated):
@@ -92,22 +95,3 @@ def challenge(error: DaguerreError, scheme: str = "Bearer") -> dict[str, str]:
         scopes = " ".join(error.scopes)
         return {"www-authenticate": f'Bearer realm="daguerre", error="insufficient_scope", scope="{scopes}"'}
     return {}
-
-
-async def on_error(request: Request, error: Exception) -> Response:
-    """Starlette's handler for everything that a route raises."""
-    request_id = request.scope.get("request_id", "")
-    if isinstance(error, DaguerreError):
-        return answer(error, request_id)
-    if isinstance(error, ClientDisconnect):  # nobody reads this; it is no failure of ours either
-        return answer(errors.RequestTimeout(), request_id)
-    if isinstance(error, HTTPException):
-        known = errors.MethodNotAllowed if error.status_code == 405 else errors.RouteNotFound
-        response = answer(known(), request_id)
-        response.headers.update(error.headers or {})
-        return response
-    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
-        log.error("request %s: %s", request_id, error.strerror)
-        return answer(errors.NotReady("the server has too many files open; try again in a moment"), request_id)
-    log.error("request %s failed", request_id, exc_info=error)
-    return answer(DaguerreError("something went wrong here; the server's log says what"), request_id)

@@ -9,7 +9,7 @@ from starlette.routing import BaseRoute, Route
 from daguerre.http import docs, jobs, stream
 from daguerre.http.dialects import a1111, a1111_lists, openai
 from daguerre.http.generate import generate, img2img, inpaint, txt2img
-from daguerre.http.images import output, thumbnail
+from daguerre.http.images import download, image_file, output, thumbnail
 from daguerre.http.loras import load as load_lora
 from daguerre.http.loras import loras
 from daguerre.http.loras import unload as unload_lora
@@ -53,6 +53,8 @@ ROUTES: list[BaseRoute] = [
     *_under_v1("/styles", styles, "GET"),
     *_under_v1("/capabilities", capabilities, "GET"),
     Route("/outputs/{filename}", output),
+    Route("/download/{filename}", download),
+    *_under_v1("/images/{id}/file", image_file, "GET"),
     Route("/metrics", metrics),
     *_under_v1("/usage", usage, "GET"),
     Route("/outputs/{filename}/thumbnail", thumbnail),

@@ -14,12 +14,13 @@ MODELS: Needed = ("models",)
 
 #: By path; everything under /v1 answers under /api/v1 by the same rule. A route that is not here lets nobody in.
 SCOPES: dict[str, Needed] = {
-    **dict.fromkeys(("/ping", "/livez", "/readyz", "/openapi.json", "/docs", "/docs/{filename}"), OPEN),
+    **dict.fromkeys(("/ping", "/livez", "/readyz", "/openapi.json", "/", "/docs", "/docs/{filename}"), OPEN),
     "/health": LOOK,
     "/metrics": ("admin",),
     "/v1/usage": LOOK,
     **dict.fromkeys(("/generate", "/generate/queue", "/queue/status", "/queue/status/{id}"), PAINT),
     **dict.fromkeys(("/result/{id}", "/image/{id}", "/status/{id}", "/outputs/{filename}"), PAINT),
+    **dict.fromkeys(("/download/{filename}", "/v1/images/{id}/file"), PAINT),
     "/outputs/{filename}/thumbnail": PAINT,
     **dict.fromkeys(("/v1/jobs", "/v1/jobs/{id}", "/v1/jobs/{id}/cancel", "/v1/jobs/{id}/result"), PAINT),
     **dict.fromkeys(("/stream/generate/txt2img", "/v1/stream", "/v1/jobs/{id}/events"), PAINT),
@@ -51,6 +52,7 @@ SCOPES: dict[str, Needed] = {
             "scripts",
             "script-info",
             "sd-vae",
+            "sd-modules",
             "upscalers",
             "latent-upscale-modes",
             "face-restorers",

@@ -2,7 +2,8 @@
 
 import asyncio
 import base64
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import Any
 
 import msgspec
 from starlette.requests import Request
@@ -11,7 +12,7 @@ from starlette.routing import BaseRoute, Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from daguerre.answers import Accepted, Cancelled, Completed, Event, Failed, Progressed, Queued, Started, Told
-from daguerre.errors import DaguerreError, InvalidRecipe, MalformedBody
+from daguerre.errors import DaguerreError, FieldError, InvalidRecipe, MalformedBody
 from daguerre.http import wire
 from daguerre.http.credentials import SUBPROTOCOL
 from daguerre.http.exchange import LARGE_BODY, client_of, expect, is_urgent, read_inputs, read_pictures
@@ -80,15 +81,28 @@ async def _begin(socket: WebSocket[State]) -> tuple[Job, bool, bool]:
     body = text.encode("utf-8", "surrogatepass")
     is_small = len(body) <= LARGE_BODY
     fields = wire.parse_object(body) if is_small else await loop.run_in_executor(codec, wire.parse_object, body)
-    flags = {name: fields.pop(name, False) for name in FRAME_FIELDS}
+    flags = _flags(fields)
     draft: Draft = parse(fields)
     inputs = await read_inputs(socket, draft)
-    is_detached = flags["detach"] is True
+    is_detached = flags["detach"]
     job = await socket.state["service"].submit(
         draft, inputs, client_of(socket), is_attached=not is_detached, is_urgent=is_urgent(socket)
     )
     await _send(socket, Accepted(wire.wire_job(job, [], socket.state["service"].place(job))))
-    return job, flags["binary"] is True, is_detached
+    return job, flags["binary"], is_detached
+
+
+def _flags(fields: dict[str, Any]) -> dict[str, bool]:
+    """What stands beside the recipe, taken out of the frame.
+
+    Raises:
+        InvalidRecipe
+    """
+    flags = {name: fields.pop(name, None) for name in FRAME_FIELDS}
+    wrong = [name for name, flag in flags.items() if not isinstance(flag, bool | None)]
+    if wrong:
+        raise InvalidRecipe([FieldError(name, "must be true or false") for name in wrong])
+    return {name: flag is True for name, flag in flags.items()}
 
 
 async def _follow(socket: WebSocket[State], job: Job, *, is_binary: bool) -> None:
@@ -113,7 +127,7 @@ async def _tell(socket: WebSocket[State], job: Job, *, is_binary: bool) -> bool:
     shown: bytes | None = None
     is_final = False
     async with service.follow(service.find(job.id) or job) as states:
-        async for news in states:
+        async for news in from_start(states):
             is_final = news.job.status.is_final
             if news.job.status is Status.SUCCEEDED:
                 await _complete(socket, news, is_binary=is_binary)
@@ -121,6 +135,16 @@ async def _tell(socket: WebSocket[State], job: Job, *, is_binary: bool) -> bool:
                 await socket.send_text(await _text(socket, news, shown))
                 shown = news.preview
     return is_final
+
+
+async def from_start(states: AsyncGenerator[News, None]) -> AsyncGenerator[News, None]:
+    """The same states; a job that waited is told to have started although its first steps came at once."""
+    was_waiting = False
+    async for news in states:
+        if was_waiting and news.job.status in (Status.RUNNING, Status.SUCCEEDED) and news.job.step:
+            yield News(msgspec.structs.replace(news.job, status=Status.RUNNING, step=0))
+        was_waiting = news.job.status is Status.QUEUED
+        yield news
 
 
 async def _complete(socket: WebSocket[State], news: News, *, is_binary: bool) -> None:
@@ -231,7 +255,7 @@ async def _lines(request: Request[State], job: Job) -> AsyncIterator[bytes]:
     last = request.headers.get("last-event-id", request.query_params.get("since"))
     shown: bytes | None = None
     async with request.state["service"].follow(job) as states:
-        coming = aiter(states)
+        coming = from_start(states)
         following = asyncio.ensure_future(anext(coming, None))
         try:
             while True:

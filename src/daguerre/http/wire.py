@@ -2,14 +2,15 @@
 
 import base64
 import json
+import math
 from datetime import UTC, datetime
-from typing import Any, NoReturn, get_args
+from typing import Any, get_args
 
 import msgspec
 
 from daguerre import recipe
 from daguerre.answers import Progress, WireImage, WireJob
-from daguerre.errors import MalformedBody, NotAcceptable, UnsupportedMediaType
+from daguerre.errors import FieldError, InvalidRecipe, MalformedBody, NotAcceptable, UnsupportedMediaType
 from daguerre.imaging import media_type
 from daguerre.job import Image, Job
 from daguerre.jobs.forecast import Place
@@ -31,7 +32,7 @@ def read_object(content_type: str, body: bytes) -> dict[str, Any]:
     """The JSON object in a request's body.
 
     Raises:
-        UnsupportedMediaType, MalformedBody
+        UnsupportedMediaType, MalformedBody, InvalidRecipe
     """
     # A browser sends other sites' forms without asking, but never as JSON: this check is also the one against CSRF.
     if content_type.split(";")[0].strip().lower() != "application/json":
@@ -44,10 +45,17 @@ def parse_object(body: bytes) -> dict[str, Any]:
 
     Raises:
         MalformedBody
+        InvalidRecipe: naming the fields that hold a number which is none.
     """
+    constants: list[str] = []
+
+    def noted(name: str) -> float:
+        constants.append(name)
+        return float(name)
+
     try:
         text = body.decode("utf-8")
-        value = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse_constant, parse_int=_bounded_int)
+        value = json.loads(text, object_pairs_hook=_unique, parse_constant=noted, parse_int=_bounded_int)
     except UnicodeDecodeError:
         raise MalformedBody("the body is not UTF-8") from None
     except RecursionError:
@@ -56,7 +64,28 @@ def parse_object(body: bytes) -> dict[str, Any]:
         raise MalformedBody(f"the body is not JSON: {error.msg} at line {error.lineno}, column {error.colno}") from None
     if not isinstance(value, dict):
         raise MalformedBody("the body must be a JSON object")
+    if constants:
+        raise _endless(value)
     return value
+
+
+def _endless(fields: dict[str, Any]) -> InvalidRecipe | MalformedBody:
+    """What is wrong with an object in which a number is none: NaN or an infinity, which many libraries write."""
+    try:
+        names = [name for name, value in fields.items() if _is_endless(value)]
+    except RecursionError:
+        return MalformedBody("the body is nested too deep")
+    return InvalidRecipe(
+        [FieldError(name[:80], "must be a number that JSON has: no NaN, no infinity") for name in names]
+    )
+
+
+def _is_endless(value: Any) -> bool:
+    if isinstance(value, dict):
+        return any(map(_is_endless, value.values()))
+    if isinstance(value, list):
+        return any(map(_is_endless, value))
+    return isinstance(value, float) and not math.isfinite(value)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -73,10 +102,6 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _is_text(name: str) -> bool:
     """Whether it can be told again: JSON can spell half of a surrogate pair, and UTF-8 cannot."""
     return name.isascii() or not any("\ud800" <= character <= "\udfff" for character in name)
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise MalformedBody(f"{name} is not JSON")
 
 
 def _bounded_int(digits: str) -> int | float:
@@ -181,6 +206,7 @@ def generation_headers(job: Job) -> dict[str, str]:
         "seed": image.seed,
         "steps": recipe.steps,
         "guidance_scale": recipe.guidance_scale,
+        "size": f"{image.width}x{image.height}",
         "width": image.width,
         "height": image.height,
         "scheduler": recipe.scheduler,

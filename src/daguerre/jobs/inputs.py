@@ -114,6 +114,8 @@ def unwrapped(field: str, text: str) -> bytes:
     """
     head, comma, rest = text.partition(",")
     encoded = rest if comma and head.startswith("data:") else text
+    if "\n" in encoded:  # tools break its lines
+        encoded = "".join(encoded.split())
     try:
         return base64.b64decode(encoded, validate=True)
     except ValueError:  # binascii's own, and text that is not ASCII

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from PIL import ImageChops
+from PIL import Image, ImageChops
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
@@ -47,6 +47,8 @@ FIELDS = {
 THEIRS = {"count": "batch_size", "scheduler": "sampler_name"}
 #: Their names of the schedules of sigmas that change which sampler of ours is meant.
 SCHEDULES = {"karras": " Karras"}
+#: What theirs says of some wrong input, and the status that it does so with.
+OWN_WORDS = {"Sampler not found": 400, "Init image not found": 404}
 #: What FastAPI reads as yes in a query.
 TRUE = ("true", "1", "on", "yes")
 #: Seconds that an answer waits for a preview of this moment, before it gives the one before.
@@ -73,9 +75,13 @@ def spoken(endpoint: Endpoint) -> Endpoint:
 def failure(error: DaguerreError, request_id: str) -> Response:
     """The error as AUTOMATIC1111 tells its own."""
     plain = problems.answer(error, request_id)
-    body = SdError(error=type(error).__name__, detail=error.message, body="", errors=error.message)
+    status, detail = plain.status_code, error.message
+    said = error.errors[0].message.split(";")[0] if isinstance(error, InvalidRecipe) else ""
+    if said in OWN_WORDS:
+        status, detail = OWN_WORDS[said], said
+    body = SdError(error=type(error).__name__, detail=detail, body="", errors=error.message)
     kept = {name: value for name, value in plain.headers.items() if name == "retry-after"}
-    return as_json(body, plain.status_code, kept | problems.challenge(error, "Basic"))
+    return as_json(body, status, kept | problems.challenge(error, "Basic"))
 
 
 async def txt2img(request: Request[State]) -> Response:
@@ -121,10 +127,10 @@ async def _painted(request: Request[State], fields: Mapping[str, Any], inputs: I
         job = request.state["service"].find(job.id) or job
     pictures = await read_pictures(request, job) if job.status is Status.SUCCEEDED else []
     wants_images = fields.get("send_images", True) is not False
-    echo = {name: value for name, value in fields.items() if name not in ("init_images", "mask")}
+    hidden = {} if inputs is None or fields.get("include_init_images") is True else {"init_images": None, "mask": None}
     body = {
         "images": [base64.b64encode(picture).decode() for picture in pictures] if wants_images else [],
-        "parameters": {**echo, "init_images": None, "mask": None} if inputs is not None else echo,
+        "parameters": {**fields, **hidden},
         "info": json.dumps(_info(job)),
     }
     return JSONResponse(body, headers={"x-job-id": job.id})
@@ -136,6 +142,7 @@ def _draft(fields: Mapping[str, Any], inputs: Inputs | None, model: str | None) 
     Raises:
         InvalidRecipe: naming what is wrong, by their names.
     """
+    _check_scripts(fields)
     ours = {name: fields[theirs] for theirs, name in FIELDS.items() if fields.get(theirs) is not None}
     if inputs is None:
         ours.pop("strength", None)
@@ -153,6 +160,15 @@ def _draft(fields: Mapping[str, Any], inputs: Inputs | None, model: str | None) 
     except InvalidRecipe as error:
         theirs = {name: their for their, name in FIELDS.items()} | THEIRS
         raise InvalidRecipe([FieldError(theirs.get(e.field, e.field), e.message) for e in error.errors]) from None
+
+
+def _check_scripts(fields: Mapping[str, Any]) -> None:
+    """There are no scripts here: a picture without the one that was asked for would be a wrong one."""
+    script, scripts = fields.get("script_name"), fields.get("alwayson_scripts")
+    if script not in (None, "", "None"):
+        raise InvalidRecipe([FieldError("script_name", "Script not found; there are none")])
+    if isinstance(scripts, dict) and scripts:
+        raise InvalidRecipe([FieldError("alwayson_scripts", "Always-on script not found; there are none")])
 
 
 def _times(value: Any, name: str) -> int:
@@ -216,11 +232,21 @@ def _inputs(fields: Mapping[str, Any]) -> Inputs:
     mask = fields.get("mask")
     if mask is not None and not isinstance(mask, str):
         raise InvalidRecipe([FieldError("mask", "is not base64")])
-    picture = decoded("init_images", first)
-    cut = None if not mask else decoded("mask", mask)
+    picture = _decoded("init_images", first)
+    cut = None if not mask else _decoded("mask", mask)
     if cut is not None and fields.get("inpainting_mask_invert") in (1, True):
         cut = ImageChops.invert(cut.convert("L")).convert("RGBA")
     return Inputs(picture, cut)
+
+
+def _decoded(field: str, text: str) -> Image.Image:
+    """The picture in base64; those of URLs are fetched by theirs where that is allowed, and here nowhere."""
+    if text.startswith(("http://", "https://")):
+        raise InvalidRecipe([FieldError(field, "Requests not allowed; send the picture in base64")])
+    try:
+        return decoded(field, text)
+    except InvalidRecipe as error:
+        raise InvalidRecipe([FieldError(field, f"Invalid encoded image: {error.errors[0].message}")]) from None
 
 
 def _info(job: Job) -> dict[str, Any]:

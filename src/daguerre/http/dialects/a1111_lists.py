@@ -8,6 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
+from daguerre.http.dialects.a1111 import spoken
 from daguerre.http.document.bodies import (
     SdEmbeddings,
     SdLora,
@@ -26,6 +27,7 @@ from daguerre.samplers import DIFFUSION
 #: Lists of what is not here.
 ABSENT = (
     "sd-vae",
+    "sd-modules",
     "upscalers",
     "latent-upscale-modes",
     "face-restorers",
@@ -110,7 +112,7 @@ def _route(method: str, name: str, content: Callable[[Request[State]], Any]) -> 
     async def answer(request: Request[State]) -> Response:
         return as_json(content(request))
 
-    return Route(f"/sdapi/v1/{name}", answer, methods=[method])
+    return Route(f"/sdapi/v1/{name}", spoken(answer), methods=[method])
 
 
 ROUTES: list[BaseRoute] = [

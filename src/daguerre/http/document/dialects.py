@@ -56,10 +56,6 @@ def _timed(summary: str, kind: Any, body: Body | None = None, *raised: type[erro
     return Operation(summary, _TAG, (answer,), body, raised=raised, envelope=A1111)
 
 
-def _told(summary: str, kind: Any) -> Operation:
-    return Operation(summary, _TAG, (Answer(200, "Done.", {JSON: kind}),))
-
-
 TABLE: dict[str, Operation] = {
     "POST /v1/images/generations": _images("Paint from text.", bodies.ImagesRequest, JSON),
     "POST /v1/images/edits": _images("Paint from a picture, or into one.", bodies.EditForm, FORM),
@@ -86,19 +82,19 @@ TABLE: dict[str, Operation] = {
     "POST /sdapi/v1/png-info": _timed(
         "What a picture says of its making.", bodies.SdInfo, Body(bodies.SdPicture), *UNREADABLE
     ),
-    "GET /sdapi/v1/sd-models": _told("The models.", list[bodies.SdModel]),
-    "GET /sdapi/v1/samplers": _told("The samplers.", list[bodies.SdSampler]),
-    "GET /sdapi/v1/schedulers": _told("The schedules of sigmas.", list[bodies.SdScheduler]),
-    "GET /sdapi/v1/prompt-styles": _told("The styles.", list[bodies.SdStyle]),
-    "GET /sdapi/v1/memory": _told("The machine's memory.", bodies.SdMemory),
-    "GET /sdapi/v1/loras": _told("The LoRAs.", list[bodies.SdLora]),
-    "GET /sdapi/v1/embeddings": _told("Textual inversions.", bodies.SdEmbeddings),
-    "GET /sdapi/v1/cmd-flags": _told("Flags of its command line: there are none.", dict[str, Any]),
-    "GET /sdapi/v1/scripts": _told("Scripts: there are none.", bodies.SdScripts),
-    **{f"GET /sdapi/v1/{name}": _told("What is not here.", list[Any]) for name in a1111_lists.ABSENT},
-    **{f"POST /sdapi/v1/{name}": _told("What is asked for happens by itself.", None) for name in a1111_lists.FRESH},
+    "GET /sdapi/v1/sd-models": _timed("The models.", list[bodies.SdModel]),
+    "GET /sdapi/v1/samplers": _timed("The samplers.", list[bodies.SdSampler]),
+    "GET /sdapi/v1/schedulers": _timed("The schedules of sigmas.", list[bodies.SdScheduler]),
+    "GET /sdapi/v1/prompt-styles": _timed("The styles.", list[bodies.SdStyle]),
+    "GET /sdapi/v1/memory": _timed("The machine's memory.", bodies.SdMemory),
+    "GET /sdapi/v1/loras": _timed("The LoRAs.", list[bodies.SdLora]),
+    "GET /sdapi/v1/embeddings": _timed("Textual inversions.", bodies.SdEmbeddings),
+    "GET /sdapi/v1/cmd-flags": _timed("Flags of its command line: there are none.", dict[str, Any]),
+    "GET /sdapi/v1/scripts": _timed("Scripts: there are none.", bodies.SdScripts),
+    **{f"GET /sdapi/v1/{name}": _timed("What is not here.", list[Any]) for name in a1111_lists.ABSENT},
+    **{f"POST /sdapi/v1/{name}": _timed("What is asked for happens by itself.", None) for name in a1111_lists.FRESH},
     **{
-        f"POST /sdapi/v1/{name}": _told("Models come and go as they are needed.", dict[str, Any])
+        f"POST /sdapi/v1/{name}": _timed("Models come and go as they are needed.", dict[str, Any])
         for name in a1111_lists.PLACED
     },
 }

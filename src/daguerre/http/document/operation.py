@@ -81,7 +81,7 @@ class Operation:
 
 
 #: What any request may meet, whatever its route; always told as a problem.
-EVERYWHERE = (errors.HostNotAllowed, errors.RequestTimeout, DaguerreError)
+EVERYWHERE = (errors.HostNotAllowed, errors.MalformedRequest, errors.RequestTimeout, DaguerreError)
 
 #: What reading a JSON body may end in.
 UNREADABLE = (errors.MalformedBody, errors.BodyTooLarge, errors.UnsupportedMediaType, errors.InvalidRecipe)

@@ -87,6 +87,17 @@ _SUBMIT = Operation(
     (KEY,),
     (*REFUSED, errors.KeyReused),
 )
+_FILE = (
+    Answer(200, "The picture.", PICTURES, ("Accept-Ranges", "Content-Disposition", "ETag", "Last-Modified")),
+    Answer(
+        206,
+        "The parts that a Range header asked for.",
+        {**PICTURES, "multipart/byteranges": Picture},
+        ("Accept-Ranges", "Content-Disposition", "Content-Range", "ETag", "Last-Modified"),
+    ),
+    Answer(400, "The Range header cannot be read.", {"text/plain": Lines}),
+    Answer(416, "There is no such part.", {"text/plain": Lines}, ("Content-Range",)),
+)
 _CANCEL = Operation(
     "Call a job off: a running one stops within a step.",
     "Jobs",
@@ -140,7 +151,7 @@ TABLE: dict[str, Operation] = {
             _json(WireJob, "There is none yet.", "X-Job-Id", "Cache-Control", "Retry-After", status=202),
         ),
         parameters=(ID, INDEX),
-        raised=(*UNKNOWN, errors.NoPicture, errors.InvalidRecipe),
+        raised=(*UNKNOWN, errors.NoPicture, errors.RouteNotFound, errors.InvalidRecipe),
     ),
     "GET /v1/jobs/{id}/events": Operation(
         "A job followed as it happens: its present state, then each change, as server-sent events.",
@@ -160,19 +171,23 @@ TABLE: dict[str, Operation] = {
     "GET /outputs/{filename}": Operation(
         "A finished picture by its name.",
         "Painting",
-        (
-            Answer(200, "The picture.", PICTURES, ("Accept-Ranges", "Content-Disposition", "ETag", "Last-Modified")),
-            Answer(
-                206,
-                "The parts that a Range header asked for.",
-                {**PICTURES, "multipart/byteranges": Picture},
-                ("Accept-Ranges", "Content-Disposition", "Content-Range", "ETag", "Last-Modified"),
-            ),
-            Answer(400, "The Range header cannot be read.", {"text/plain": Lines}),
-            Answer(416, "There is no such part.", {"text/plain": Lines}, ("Content-Range",)),
-        ),
+        _FILE,
         parameters=(FILENAME,),
         raised=(errors.RouteNotFound,),
+    ),
+    "GET /download/{filename}": Operation(
+        "A finished picture by its name, to be kept as a file.",
+        "Painting",
+        _FILE,
+        parameters=(FILENAME,),
+        raised=(errors.RouteNotFound,),
+    ),
+    "GET /v1/images/{id}/file": Operation(
+        "A finished picture by its job's id, or by its name.",
+        "Painting",
+        _FILE,
+        parameters=(ID, INDEX),
+        raised=(errors.RouteNotFound, errors.ResultExpired, errors.StorageFailed, errors.InvalidRecipe),
     ),
     "GET /outputs/{filename}/thumbnail": Operation(
         "A finished picture, small.",
@@ -252,6 +267,7 @@ TABLE: dict[str, Operation] = {
 #: Paths that mean another one. Everything under ``/v1`` is under ``/api/v1``, too.
 ALIASES: dict[str, str] = {
     **{f"/v1/generate/{mode}": f"/v1/{mode}" for mode in ("txt2img", "img2img", "inpaint")},
+    "/": "/docs",
     "/generate/queue": "/v1/jobs",
     "/queue/status/{id}": "/v1/jobs/{id}",
     "/result/{id}": "/v1/jobs/{id}/result",
