@@ -26,8 +26,8 @@ class Proxies:
     """Takes the client's address from X-Forwarded-For, where a proxy that is trusted has written it.
 
     A list is read from its end, which the nearest proxy wrote, and left at the first address that is not trusted: what
-    stands before it is the client's own invention. X-Forwarded-Proto says whether the client came by TLS, and so what the
-    addresses in answers begin with.
+    stands before it is the client's own invention. X-Forwarded-Proto says whether the client came by TLS, and so what
+    the addresses in answers begin with.
     """
 
     def __init__(self, app: ASGIApp, trusted: tuple[Network, ...]) -> None:
