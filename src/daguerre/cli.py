@@ -1,6 +1,7 @@
 """Owns the command: serve, generate, models, loras, pull, keys, doctor, backup, restore, config."""
 
 import base64
+import contextlib
 import faulthandler
 import functools
 import logging
@@ -86,16 +87,19 @@ def serve(
 def _serve(settings: Settings, sockets: list[Any] | None = None) -> None:
     from daguerre.app import Daguerre
     from daguerre.http.server import make_server
-    from daguerre.store import lock
+    from daguerre.store import files, lock
+    from daguerre.store.db import DATABASE_FILE, Database
     from daguerre.telemetry import logs
 
     log = logs.start(settings)
     # A thread that computes in Python gives the event loop its turn within a millisecond instead of five.
     sys.setswitchinterval(0.001)
-    with lock.held(settings.data):
+    with contextlib.closing(log), lock.held(settings.data):
+        # A start that cannot succeed is to end with its reason alone.
+        files.vet(settings.outputs)
+        Database(settings.data / DATABASE_FILE).close()
         make_server(Daguerre(settings, functools.partial(_leave, log), log), settings).run(sockets)
     # Jobs, files and sockets have been ended in order. A device call that hangs could still hold the interpreter.
-    log.close()
     os._exit(0)
 
 
