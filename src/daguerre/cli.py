@@ -202,14 +202,15 @@ def _paint(
         with Studio(settings) as studio:
             return studio.generate(draft, out, on_progress)
     from daguerre import remote
-    from daguerre.client import BadAddress, ClientError, InvalidRequest
+    from daguerre.client import BadAddress, ClientError, InvalidRequest, NotAllowed
 
     server, model = there
     wanted = draft if model is None else structs.replace(draft, model=model)
     try:
         return remote.generate(server, os.environ.get(API_KEY), wanted, out or settings.outputs, on_progress)
     except ClientError as error:
-        _stop(str(error), WRONG_USE if isinstance(error, BadAddress | InvalidRequest) else FAILED)
+        hint = f" {API_KEY} is the key that is shown." if isinstance(error, NotAllowed) and error.status == 401 else ""
+        _stop(f"{error}{hint}", WRONG_USE if isinstance(error, BadAddress | InvalidRequest) else FAILED)
 
 
 def _lora(text: str) -> dict[str, Any]:
