@@ -32,10 +32,12 @@ secrets/daguerre.toml: deploy/daguerre.toml
 secrets/grafana_password:
 	@install -d -m 700 secrets
 	@head -c 24 /dev/urandom | base64 > $@
+	@chmod 644 $@  # as above, whatever the umask is
 
 secrets/metrics_key:
 	@install -d -m 700 secrets
 	@touch $@
+	@chmod 644 $@
 
 gpu: .venv/ready ## what cards are here, and whether torch can use them
 	@nvidia-smi --query-gpu=name,memory.total,driver_version,compute_cap --format=csv || echo "no nvidia-smi here"

@@ -14,7 +14,7 @@ from daguerre import checkpointfile, editions, entries, weightfile
 from daguerre.editions import Edition
 from daguerre.errors import CatalogError, ModelNotFound, ModelNotPulled
 from daguerre.recipe import Style
-from daguerre.samplers import samplers_for
+from daguerre.samplers import DIFFUSION, FLOW, samplers_for
 
 log = logging.getLogger(__name__)
 
@@ -297,7 +297,8 @@ def _model(name: str, path: Path | None, entry: Entry, weights: Path) -> Model |
         elements = header.elements
     family = FAMILIES.get(pipeline, _OTHER)
     own = own or family.scheduler
-    samplers = samplers_for(own)
+    # Of what is yet to be pulled, only the name of the pipeline tells which of them it could take.
+    samplers = samplers_for(own) if path or pipeline else DIFFUSION | FLOW
     # A model whose own scheduler has no name in the table is painted with it under the name "default".
     own = next((key for key, s in samplers.items() if s.scheduler == own and not s.options), "default")
     schedulers = tuple(sorted({*samplers, own}))

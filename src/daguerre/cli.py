@@ -1,6 +1,7 @@
 """Owns the command: serve, generate, models, loras, pull, keys, doctor, backup, restore, config."""
 
 import base64
+import contextlib
 import faulthandler
 import functools
 import logging
@@ -86,16 +87,19 @@ def serve(
 def _serve(settings: Settings, sockets: list[Any] | None = None) -> None:
     from daguerre.app import Daguerre
     from daguerre.http.server import make_server
-    from daguerre.store import lock
+    from daguerre.store import files, lock
+    from daguerre.store.db import DATABASE_FILE, Database
     from daguerre.telemetry import logs
 
     log = logs.start(settings)
     # A thread that computes in Python gives the event loop its turn within a millisecond instead of five.
     sys.setswitchinterval(0.001)
-    with lock.held(settings.data):
+    with contextlib.closing(log), lock.held(settings.data):
+        # A start that cannot succeed is to end with its reason alone.
+        files.vet(settings.outputs)
+        Database(settings.data / DATABASE_FILE).close()
         make_server(Daguerre(settings, functools.partial(_leave, log), log), settings).run(sockets)
     # Jobs, files and sockets have been ended in order. A device call that hangs could still hold the interpreter.
-    log.close()
     os._exit(0)
 
 
@@ -198,14 +202,15 @@ def _paint(
         with Studio(settings) as studio:
             return studio.generate(draft, out, on_progress)
     from daguerre import remote
-    from daguerre.client import BadAddress, ClientError, InvalidRequest
+    from daguerre.client import BadAddress, ClientError, InvalidRequest, NotAllowed
 
     server, model = there
     wanted = draft if model is None else structs.replace(draft, model=model)
     try:
         return remote.generate(server, os.environ.get(API_KEY), wanted, out or settings.outputs, on_progress)
     except ClientError as error:
-        _stop(str(error), WRONG_USE if isinstance(error, BadAddress | InvalidRequest) else FAILED)
+        hint = f" {API_KEY} is the key that is shown." if isinstance(error, NotAllowed) and error.status == 401 else ""
+        _stop(f"{error}{hint}", WRONG_USE if isinstance(error, BadAddress | InvalidRequest) else FAILED)
 
 
 def _lora(text: str) -> dict[str, Any]:

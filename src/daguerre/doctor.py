@@ -18,6 +18,7 @@ from daguerre import catalog
 from daguerre.embeddings import Embeddings
 from daguerre.errors import CatalogError, DaguerreError
 from daguerre.imaging import encode_png
+from daguerre.loras import Loras
 from daguerre.references import References
 from daguerre.safety_checkers import SafetyCheckers, vet
 from daguerre.settings import Settings
@@ -27,8 +28,12 @@ LIBRARIES = ("torch", "diffusers", "transformers", "compel", "starlette", "uvico
 LOW_DISK = 2 * 1024**3
 LOW_MEMORY = 4 * 1024**3
 SLOW_ENCODING = 0.25  # seconds
+#: From here on two connections may fold the log into the database at once. Daguerre does so with one.
+SOUND_SQLITE = (3, 51, 3)
 #: The oldest NVIDIA driver that programs built for a CUDA of this first number run with.
 LEAST_DRIVERS = {11: 450, 12: 525, 13: 580}
+#: What weights come in that Daguerre does not read: most of these run code when they are loaded.
+OTHER_FORMATS = frozenset({".ckpt", ".pt", ".pth", ".bin", ".pkl", ".gguf"})
 #: File systems on which processes of two machines would not see each other's locks.
 REMOTE = frozenset({"nfs", "nfs4", "cifs", "smb3", "fuse.sshfs"})
 
@@ -63,7 +68,10 @@ def examine(settings: Settings) -> list[Finding]:
 def _versions() -> Iterator[Finding]:
     yield Finding("daguerre", f"{__version__} on Python {platform.python_version()}, {platform.machine()}")
     found = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in LIBRARIES)
-    yield Finding("libraries", f"{found}, sqlite {sqlite3.sqlite_version}")
+    yield Finding("libraries", found)
+    is_sound = sqlite3.sqlite_version_info >= SOUND_SQLITE
+    alone = "" if is_sound else "; before 3.51.3 let no other program write to the database: two at once can damage it"
+    yield Finding("sqlite", f"{sqlite3.sqlite_version}{alone}")
 
 
 def _device(settings: Settings) -> Iterator[Finding]:
@@ -164,11 +172,22 @@ def _models(settings: Settings) -> Iterator[Finding]:
         yield Finding("models", ", ".join(here) or "none")
         for problem in found.problems:
             yield Finding("catalogue", problem, "mend it, or take it out of the weights folder")
-        for problem in (*References(settings.weights).problems, *Embeddings(settings.weights).problems):
-            yield Finding("catalogue", problem, "mend it, or take it out of the weights folder")
+        for shelf in (Loras, References, Embeddings):
+            for problem in shelf(settings.weights).problems:
+                yield Finding("catalogue", problem, "mend it, or take it out of the weights folder")
+        yield from _unread(settings.weights)
         found.model()
     except DaguerreError as error:
         yield Finding("models", str(error), "put the model's folder under weights, or set default_model", True)
+
+
+def _unread(weights: Path) -> Iterator[Finding]:
+    """Files that people know from elsewhere, and that would be passed over without a word."""
+    for folder in (".", "loras", "embeddings", "ip-adapters"):
+        for path in sorted((weights / folder).glob("*")):
+            if path.suffix.lower() in OTHER_FORMATS and path.is_file():
+                name = path.relative_to(weights)
+                yield Finding("catalogue", f"{name} is not read: only safetensors is", "take its .safetensors instead")
 
 
 def _safety(settings: Settings) -> Iterator[Finding]:

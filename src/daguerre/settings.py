@@ -115,7 +115,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     auth: Annotated[str, Meta(pattern=r"^(none|(keys|hub|jwt)(,(keys|hub|jwt))*)$")] = "none"
     #: Pages of these origins, like https://paint.example, may use this server from browsers.
     cors_origins: tuple[str, ...] = ()
-    #: Addresses or networks of proxies whose X-Forwarded-For is believed.
+    #: Addresses or networks of proxies whose X-Forwarded-For and X-Forwarded-Proto are believed.
     trusted_proxies: tuple[str, ...] = ()
     #: Jobs that one client may have unfinished; 0: as many as the queue holds.
     client_limit: Annotated[int, Meta(ge=0)] = 0

@@ -1,5 +1,7 @@
 """The manifests: valid by Kubernetes' own schemas, and of one mind with the image and the server."""
 
+import shutil
+import subprocess
 from typing import Any
 
 import kubernetes_validate
@@ -26,6 +28,28 @@ def test_by_the_schemas(version: str) -> None:
     spoilt = own[0] | {"sepc": {}}
     with pytest.raises(kubernetes_validate.ValidationError):
         kubernetes_validate.validate(spoilt, version, strict=True)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.skipif(shutil.which("kubectl") is None, reason="needs kubectl")
+@pytest.mark.parametrize("folder", ["single", "scaled", "hpa", "keda"])
+def test_what_would_be_applied(folder: str) -> None:
+    """kustomize builds each folder: what lies in it and in base, each object once, valid still."""
+    command = ["kubectl", "kustomize", str(recipes.K8S / folder)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    built = list(yaml.safe_load_all(done.stdout))
+    names = [(found["kind"], found["metadata"]["name"]) for found in built]
+    assert len(set(names)) == len(names)
+    wanted = [
+        found
+        for each in {"base", folder, "single" if folder == "single" else "scaled"}
+        for _, found in recipes.manifests(each)
+    ]
+    assert sorted(names) == sorted((found["kind"], found["metadata"]["name"]) for found in wanted)
+    for found in built:
+        if found["kind"] not in FOREIGN:
+            kubernetes_validate.validate(found, "1.33", strict=True)
 
 
 def _pods() -> dict[str, Any]:

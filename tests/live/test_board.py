@@ -9,12 +9,13 @@ from typing import Any
 import httpx
 import promql_parser
 import pytest
+import questions
 import yaml  # type: ignore[import-untyped]
 from prometheus_client.parser import text_string_to_metric_families
+from questions import DEPLOY
 
-from server import ROOT, Live
+from server import Live
 
-DEPLOY = ROOT / "deploy"
 #: What Prometheus itself knows, and puts on every series.
 ITS_OWN, ITS_LABELS = {"up": set[str]()}, {"job", "instance"}
 
@@ -31,27 +32,6 @@ def exported(live: Live) -> dict[str, set[str]]:
         for sample in family.samples:
             found.setdefault(sample.name, set()).update(sample.labels)
     return found
-
-
-def _board() -> dict[str, Any]:
-    board: dict[str, Any] = json.loads((DEPLOY / "grafana" / "daguerre.json").read_text())
-    return board
-
-
-def _rules() -> list[dict[str, Any]]:
-    groups = yaml.safe_load((DEPLOY / "prometheus" / "alerts.yml").read_text())["groups"]
-    return [rule for group in groups for rule in group["rules"]]
-
-
-def _questions() -> Iterator[tuple[str, str]]:
-    """Every expression of the board and of the rules, with where it stands; Grafana's variables are filled in."""
-    for panel in _board()["panels"]:
-        for target in panel.get("targets", ()):
-            yield panel["title"], target["expr"].replace("$__rate_interval", "5m")
-    for annotation in _board()["annotations"]["list"]:
-        yield annotation["name"], annotation["expr"]
-    for rule in _rules():
-        yield rule["alert"], rule["expr"]
 
 
 def _parts(node: Any) -> Iterator[Any]:
@@ -76,7 +56,7 @@ def _asked(expression: str) -> tuple[set[str], set[str]]:
     return names, labels
 
 
-@pytest.mark.parametrize(("where", "expression"), list(_questions()))
+@pytest.mark.parametrize(("where", "expression"), list(questions.questions("5m")))
 def test_every_question_can_be_answered(where: str, expression: str, exported: dict[str, set[str]]) -> None:
     """It parses; the server exports each metric in it; and one of these has each label that it asks for."""
     names, labels = _asked(expression)
@@ -98,15 +78,15 @@ def test_the_question_s_parts_are_found() -> None:
 
 def test_every_metric_of_ours_is_on_the_board(exported: dict[str, set[str]]) -> None:
     """A metric that nobody sees is none; bucket, sum and count are one."""
-    seen = set().union(*(_asked(expression)[0] for _, expression in _questions()))
-    seen |= set(re.findall(r"label_values\((\w+),", json.dumps(_board()["templating"])))
+    seen = set().union(*(_asked(expression)[0] for _, expression in questions.questions("5m")))
+    seen |= set(re.findall(r"label_values\((\w+),", json.dumps(questions.board()["templating"])))
     families = {re.sub(r"_(bucket|sum|count)$", "", name) for name in exported if not name.startswith("process_")}
     assert families <= {re.sub(r"_(bucket|sum|count)$", "", name) for name in seen}
 
 
 def test_the_board_is_whole() -> None:
     """Each panel has its own number, place and source; each legend names labels that its question keeps."""
-    panels = _board()["panels"]
+    panels = questions.board()["panels"]
     assert len({panel["id"] for panel in panels}) == len(panels)
     places = [(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in panels]
     assert len(set(places)) == len(places)
@@ -123,7 +103,7 @@ def test_the_board_is_whole() -> None:
 
 def test_alerts_say_what_to_do() -> None:
     """Each has a name of its own, a severity, a sentence and what to look at."""
-    rules = _rules()
+    rules = questions.rules()
     assert len({rule["alert"] for rule in rules}) == len(rules)
     for rule in rules:
         assert rule["labels"]["severity"] in ("warning", "critical")

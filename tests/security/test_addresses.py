@@ -9,12 +9,12 @@ from daguerre.errors import SettingsError
 from daguerre.http.proxies import Proxies, networks
 
 
-def _seen(peer: str, forwarded: list[str], trusted: tuple[str, ...]) -> str:
-    """The address that the application sees."""
-    seen: list[str] = []
+def _seen(peer: str, forwarded: list[str], trusted: tuple[str, ...], header: bytes = b"x-forwarded-for") -> Scope:
+    """What the application sees."""
+    seen: list[Scope] = []
 
     async def app(scope: Scope, _receive: Receive, _send: Send) -> None:
-        seen.append(scope["client"][0])
+        seen.append(scope)
 
     async def receive() -> Message:
         raise AssertionError
@@ -22,8 +22,8 @@ def _seen(peer: str, forwarded: list[str], trusted: tuple[str, ...]) -> str:
     async def send(_message: Message) -> None:
         raise AssertionError
 
-    headers = [(b"x-forwarded-for", value.encode("latin-1")) for value in forwarded]
-    scope = {"type": "http", "client": (peer, 1), "headers": headers}
+    headers = [(header, value.encode("latin-1")) for value in forwarded]
+    scope = {"type": "http", "scheme": "http", "client": (peer, 1), "headers": headers}
     asyncio.run(Proxies(app, networks(trusted))(scope, receive, send))
     return seen[0]
 
@@ -53,7 +53,24 @@ def test_the_last_address_that_is_not_trusted_counts(
     peer: str, forwarded: list[str], trusted: tuple[str, ...], expected: str
 ) -> None:
     """From the end, through the proxies that are trusted."""
-    assert _seen(peer, forwarded, trusted) == expected
+    assert _seen(peer, forwarded, trusted)["client"][0] == expected
+
+
+@pytest.mark.parametrize(
+    ("peer", "values", "expected"),
+    [
+        ("10.0.0.1", ["https"], "https"),
+        ("10.0.0.1", ["http"], "http"),
+        ("10.0.0.1", ["http, https"], "https"),  # the first is the client's own
+        ("10.0.0.1", ["https", "http"], "http"),
+        ("10.0.0.1", [], "http"),
+        ("10.0.0.1", ["javascript"], "http"),
+        ("203.0.113.9", ["https"], "http"),  # no proxy of ours
+    ],
+)
+def test_a_trusted_proxy_says_how_the_client_came(peer: str, values: list[str], expected: str) -> None:
+    """By TLS or not."""
+    assert _seen(peer, values, ("10.0.0.0/8",), b"x-forwarded-proto")["scheme"] == expected
 
 
 @pytest.mark.parametrize("name", ["proxy.example", "10.0.0.0/33", "10.0.0.1/8", ""])

@@ -300,6 +300,17 @@ def test_the_shipped_entries() -> None:
         catalog.read(ROOT / "tests", "demo-xl").model("sdxl-base")
 
 
+def test_the_entry_of_the_guide(tmp_path: Path) -> None:
+    """It can be pulled as it stands, though its family is not known before; a scheduler that nobody has is refused."""
+    guide = (ROOT / "docs" / "guides" / "hub-model.md").read_text()
+    text = guide.partition("```toml\n")[2].partition("```")[0]
+    (tmp_path / "catalog.toml").write_text(text)
+    found = catalog.read(tmp_path, "mine")
+    assert (found.problems, found.find("mine").scheduler) == ([], "dpmpp_2m_karras")
+    (tmp_path / "catalog.toml").write_text(text.replace("dpmpp_2m_karras", "warp"))
+    assert "scheduler must be one of" in catalog.read(tmp_path, "mine").problems[0]
+
+
 def test_a_model_needs_the_vae_that_its_entry_names(tmp_path: Path) -> None:
     """Without it the model is not all there; with it, its weights are held to be safetensors too."""
     _folder(tmp_path / "a")

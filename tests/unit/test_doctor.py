@@ -62,3 +62,23 @@ def test_everything_is_looked_at() -> None:
     } <= (set(found))
     assert not any(finding.is_bad for finding in found.values())
     assert "ms" in found["encoding"].detail
+
+
+def test_what_lies_in_the_weights_folder_and_is_not_served(tmp_path: Path) -> None:
+    """A LoRA that is cut off, and files of formats that are not read, each by its name."""
+    (tmp_path / "loras").mkdir()
+    (tmp_path / "loras" / "cut.safetensors").write_bytes(b"\xff" * 20)
+    for name in ("old.ckpt", "loras/ink.PT", "notes.txt"):
+        (tmp_path / name).touch()
+    told = [finding.detail for finding in doctor.examine(Settings(weights=tmp_path)) if finding.subject == "catalogue"]
+    assert len(told) == 3
+    assert "LoRA 'cut'" in told[0]
+    assert told[1:] == ["old.ckpt is not read: only safetensors is", "loras/ink.PT is not read: only safetensors is"]
+
+
+@pytest.mark.parametrize(("version", "words"), [((3, 51, 2), "no other program"), ((3, 51, 3), "")])
+def test_sqlite(version: tuple[int, int, int], words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Versions that could damage a database are told of."""
+    monkeypatch.setattr("sqlite3.sqlite_version_info", version)
+    (found,) = [finding for finding in doctor.examine(Settings()) if finding.subject == "sqlite"]
+    assert ("no other program" in found.detail) == bool(words)

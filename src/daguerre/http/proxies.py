@@ -1,4 +1,4 @@
-"""Owns proxies: whose word is taken for the client's address."""
+"""Owns proxies: whose word is taken for the client's address, and for how it came."""
 
 import ipaddress
 from collections.abc import Iterable
@@ -26,7 +26,8 @@ class Proxies:
     """Takes the client's address from X-Forwarded-For, where a proxy that is trusted has written it.
 
     A list is read from its end, which the nearest proxy wrote, and left at the first address that is not trusted: what
-    stands before it is the client's own invention.
+    stands before it is the client's own invention. X-Forwarded-Proto says whether the client came by TLS, and so what
+    the addresses in answers begin with.
     """
 
     def __init__(self, app: ASGIApp, trusted: tuple[Network, ...]) -> None:
@@ -35,9 +36,10 @@ class Proxies:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serves one connection."""
-        if scope["type"] in ("http", "websocket") and self._trusted and scope.get("client"):
-            values = [value for name, value in scope["headers"] if name == b"x-forwarded-for"]
-            scope["client"] = (self._client(scope["client"][0], b",".join(values).decode("latin-1")), 0)
+        if scope["type"] in ("http", "websocket") and scope.get("client") and self._is_trusted(scope["client"][0]):
+            if scope["type"] == "http" and (scheme := _last(scope, b"x-forwarded-proto")) in ("http", "https"):
+                scope["scheme"] = scheme
+            scope["client"] = (self._client(scope["client"][0], _joined(scope, b"x-forwarded-for")), 0)
         await self._app(scope, receive, send)
 
     def _client(self, peer: str, forwarded: str) -> str:
@@ -57,3 +59,13 @@ class Proxies:
         except ValueError:
             return False
         return any(address in network for network in self._trusted)
+
+
+def _joined(scope: Scope, header: bytes) -> str:
+    """All values of a header as one list."""
+    return b",".join(value for name, value in scope["headers"] if name == header).decode("latin-1")
+
+
+def _last(scope: Scope, header: bytes) -> str:
+    """What the nearest proxy wrote."""
+    return _joined(scope, header).rpartition(",")[2].strip()

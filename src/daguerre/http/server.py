@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import uvicorn
 from starlette.types import Receive, Scope, Send
 
+from daguerre.errors import SettingsError, StorageFailed
 from daguerre.http.connections import Config, StreamProtocol
 from daguerre.settings import Settings
 
@@ -56,7 +57,12 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[Any] | None = None) -> None:
         """Opens the port and tells the address."""
         asyncio.get_running_loop().set_exception_handler(Exhaustion())
-        await super().startup(sockets)
+        try:
+            await super().startup(sockets)
+        except SystemExit:  # the log says why
+            if self.lifespan.should_exit:
+                raise StorageFailed("the server could not be started; the log says why") from None
+            raise SettingsError(_not_ours(self.config.host, self.config.port)) from None
         host, port = self.servers[0].sockets[0].getsockname()[:2]
         log.info("listening on %s", f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
 
@@ -82,6 +88,11 @@ class Server(uvicorn.Server):
         finally:
             for sig, handler in handlers.items():
                 signal.signal(sig, handler)
+
+
+def _not_ours(host: str, port: int) -> str:
+    place = f"{host}, port {port}"
+    return f"{place}: another program listens there, or that is no address of this machine; set port or host"
 
 
 class Application(Protocol):

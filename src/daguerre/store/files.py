@@ -11,6 +11,7 @@ from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 
+from daguerre.errors import StorageFailed
 from daguerre.recipe import Format
 
 EXTENSIONS: dict[Format, str] = {"png": "png", "jpeg": "jpg", "webp": "webp"}
@@ -29,6 +30,20 @@ _THUMBNAILS = ".thumbnails"
 def thumbnail_name(name: str) -> str:
     """What the thumbnail of the picture of that name is called."""
     return f"{Path(name).stem}.webp"
+
+
+def vet(folder: Path) -> None:
+    """Makes the folder, if it is not there.
+
+    Raises:
+        StorageFailed: it cannot be made, or nothing can be written in it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageFailed(f"{folder} cannot be made: {error.strerror}") from None
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise StorageFailed(f"{folder} cannot be written: give this user the right, or set outputs")
 
 
 class Files:

@@ -21,7 +21,7 @@ def held(data: Path) -> Iterator[None]:
         StorageFailed: it cannot be made, written or locked.
     """
     try:
-        data.mkdir(parents=True, exist_ok=True)
+        data.mkdir(mode=0o700, parents=True, exist_ok=True)  # there are prompts in it
         file = (data / LOCK_FILE).open("ab")
     except OSError as error:
         raise StorageFailed(f"{data} cannot be written: {error.strerror}") from None
