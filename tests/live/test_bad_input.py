@@ -315,9 +315,9 @@ def test_uploads_of_jobs_that_wait_take_little_memory(tmp_path: Path) -> None:
         client.post("/generate", json=fields).raise_for_status()
         client.post("/v1/jobs", json={"prompt": "a forest", "steps": 150}).raise_for_status()
         before = live.memory_peak()
-        for _ in range(12):  # 64 MB each, and as much for the mask
+        for _ in range(5):  # 64 MB each, and as much for the mask
             client.post("/v1/jobs", json={**fields, "mask": fields["image"]}).raise_for_status()
-        assert client.get("/queue/status").json()["size"] >= 12
+        assert client.get("/queue/status").json()["size"] >= 5
         assert live.memory_peak() < before + 256 * 1024 * 1024
 
 

@@ -132,7 +132,7 @@ def test_a_job_goes_on_in_the_next_process(tmp_path: Path, end: Callable[[Live],
 
     A server that is told to stop writes what it has, however long it would not have written otherwise.
     """
-    recipe = {**RECIPE, "prompt": "a lake", "seed": 1, "width": 256, "height": 256, "steps": 100}
+    recipe = {**RECIPE, "prompt": "a lake", "seed": 1, "width": 128, "height": 128, "steps": 100}
     spills = tmp_path / "outputs-data" / "spills"
     with serving(tmp_path / "outputs", spill_every=spill_every, grace_timeout="0.1") as live, live.ask() as client:
         live.wait_ready()

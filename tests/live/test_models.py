@@ -381,7 +381,7 @@ def test_a_line_that_drops_and_one_that_stalls_are_tried_again(hub: TestHub, bar
     hub.stalls = {LARGE: [0.0, 4.0]}
     pulled = _pull(hub, bare, "a")
     assert pulled.returncode == 0, pulled.stderr
-    first, second = _resumed(hub)
+    first, second, *_ = _resumed(hub)  # on a busy machine there may be another stall
     assert 1_000_000 <= first < second
     assert (bare / LARGE).read_bytes() == large.read_bytes()
 
