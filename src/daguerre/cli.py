@@ -8,7 +8,7 @@ import logging
 import os
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -38,9 +38,16 @@ Data = Annotated[Path | None, typer.Option(help="The folder of what the server k
 
 
 def main() -> None:
-    """Runs the command; a wrong setting is told in one line, without a traceback."""
-    try:
+    """Runs the command."""
+    with _told():
         app()
+
+
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    """A wrong setting is told in one line, without a traceback."""
+    try:
+        yield
     except (SettingsError, InvalidRecipe) as error:
         _stop(str(error), WRONG_USE)
     except DaguerreError as error:
@@ -103,6 +110,12 @@ def _serve(settings: Settings, sockets: list[Any] | None = None) -> None:
     os._exit(0)
 
 
+def _serve_once(settings: Settings, sockets: list[Any]) -> None:
+    """What a process of its own begins with, until a source has changed."""
+    with _told():
+        _serve(settings, sockets)
+
+
 def _leave(log: "Logs", reason: str) -> None:
     """Ends a process that cannot mend itself, with every thread's stack in the log; a supervisor starts a new one."""
     fields = {"stacks": _stacks()}
@@ -129,7 +142,7 @@ def _serve_and_reload(settings: Settings) -> None:
     config = uvicorn.Config(
         "daguerre.app", settings.host, settings.port, reload=True, reload_dirs=[str(Path(__file__).parent)]
     )
-    ChangeReload(config, functools.partial(_serve, settings), [config.bind_socket()]).run()
+    ChangeReload(config, functools.partial(_serve_once, settings), [config.bind_socket()]).run()
 
 
 @app.command()
@@ -209,7 +222,7 @@ def _paint(
     try:
         return remote.generate(server, os.environ.get(API_KEY), wanted, out or settings.outputs, on_progress)
     except ClientError as error:
-        hint = f" {API_KEY} is the key that is shown." if isinstance(error, NotAllowed) and error.status == 401 else ""
+        hint = f" Put a key into {API_KEY}." if isinstance(error, NotAllowed) and error.status == 401 else ""
         _stop(f"{error}{hint}", WRONG_USE if isinstance(error, BadAddress | InvalidRequest) else FAILED)
 
 

@@ -44,6 +44,26 @@ def test_prometheus_takes_the_configuration(tmp_path: Path) -> None:
 
 
 @needs_promtool
+def test_prometheus_takes_the_job_of_the_guide(tmp_path: Path) -> None:
+    """For Kubernetes: it keeps the pods' one port, by the labels and names that the manifests have."""
+    guide = (recipes.ROOT / "docs" / "guides" / "monitoring.md").read_text()
+    text = guide.partition("```yaml\n")[2].partition("```")[0]
+    read = yaml.safe_load(text)
+    (job,) = read["scrape_configs"]
+    # Debian's promtool was built without it.
+    assert job.pop("kubernetes_sd_configs") == [{"role": "pod"}]
+    (tmp_path / "prometheus.yml").write_text(yaml.safe_dump(read))
+    done = _promtool("check", "config", "--syntax-only", tmp_path / "prometheus.yml")
+    assert done.returncode == 0, done.stderr
+    for kind in ("Deployment", "StatefulSet"):
+        (found,) = recipes.objects(kind)
+        template = found["spec"]["template"]
+        name = template["metadata"]["labels"]["app.kubernetes.io/name"]
+        (port,) = template["spec"]["containers"][0]["ports"]
+        assert job["relabel_configs"][0]["regex"] == f"{name};{port['name']}"
+
+
+@needs_promtool
 def test_the_alerts_fire_when_they_should() -> None:
     """With the words that a person gets to read."""
     done = _promtool("test", "rules", CASES)

@@ -47,6 +47,22 @@ def test_a_database_that_is_none(tmp_path: Path) -> None:
     assert (tmp_path / "daguerre.db").read_bytes() == b"not a database" * 100
 
 
+def test_a_data_folder_that_another_has(live: Live, tmp_path: Path) -> None:
+    """Also where sources are watched, and the server is a process of its own."""
+    data = live.outputs.with_name(f"{live.outputs.name}-data")
+    said = f"daguerre: another Daguerre has the data folder {data}; stop it, or set data to another"
+    done = _serve(data, "--port", "0", "--outputs", str(tmp_path / "outputs"))
+    assert (done.returncode, _last(done)) == (1, said)
+    command = [sys.executable, "-m", "daguerre", "serve", "--reload", "--port", "0"]
+    environment = os.environ | {"DAGUERRE_DATA": str(data)}
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True) as watching:
+        assert watching.stderr is not None
+        told = next(line for line in watching.stderr if not line.startswith("INFO: "))
+        watching.terminate()
+        rest = watching.stderr.read()
+    assert (told, "Traceback" in rest) == (f"{said}\n", False)
+
+
 def test_what_is_kept_is_for_its_owner(live: Live) -> None:
     """There are prompts in it."""
     assert live.outputs.with_name(f"{live.outputs.name}-data").stat().st_mode & 0o077 == 0
