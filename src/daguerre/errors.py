@@ -389,7 +389,7 @@ class JobFailed(JobEnded):
 
 
 class NoPicture(JobEnded):
-    """The job ended without a picture, for a reason that is told as it was then."""
+    """The job failed, for a reason that is told as it was then."""
 
     def __init__(self, reason: DaguerreError) -> None:
         super().__init__(reason.message)

@@ -45,7 +45,7 @@ STATUSES: dict[type[DaguerreError], tuple[int, str]] = {
     errors.ClientLimit: (429, "Too many jobs"),
     errors.AuthUnavailable: (503, "Credentials cannot be checked"),
     errors.Draining: (503, "Shutting down"),
-    errors.NoPicture: (409, "No picture"),
+    errors.NoPicture: (409, "Job failed"),
     errors.JobCancelled: (409, "Job cancelled"),
     errors.JobTimeout: (504, "Out of time"),
     errors.JobFailed: (500, "Generation failed"),
