@@ -14,6 +14,7 @@ from daguerre.errors import DaguerreError, Forbidden, InvalidRecipe, Unauthentic
 STATUSES: dict[type[DaguerreError], tuple[int, str]] = {
     errors.MalformedBody: (400, "Malformed body"),
     errors.InvalidRecipe: (422, "Invalid recipe"),
+    errors.LoraMisfit: (422, "LoRA does not fit"),
     errors.BodyTooLarge: (413, "Body too large"),
     errors.UnsupportedMediaType: (415, "Unsupported media type"),
     errors.NotAcceptable: (406, "Not acceptable"),
