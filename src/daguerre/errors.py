@@ -12,6 +12,7 @@
     ├── BadRequest                 what the client sent cannot be served
     │   ├── MalformedBody          not JSON, not UTF-8, nested too deep
     │   ├── InvalidRecipe          fields of a recipe are wrong; each is named
+    │   │   └── LoraMisfit         those that name LoRAs which are broken, or made for another model
     │   ├── BodyTooLarge
     │   ├── UnsupportedMediaType
     │   ├── NotAcceptable
@@ -136,6 +137,12 @@ class InvalidRecipe(BadRequest):
     def __init__(self, errors: list[FieldError]) -> None:
         super().__init__("; ".join(f"{error.field}: {error.message}" for error in errors))
         self.errors = errors
+
+
+class LoraMisfit(InvalidRecipe):
+    """LoRAs of the recipe are broken, or do not fit its model."""
+
+    code = "lora_incompatible"
 
 
 class BodyTooLarge(BadRequest):
@@ -389,7 +396,7 @@ class JobFailed(JobEnded):
 
 
 class NoPicture(JobEnded):
-    """The job ended without a picture, for a reason that is told as it was then."""
+    """The job failed, for a reason that is told as it was then."""
 
     def __init__(self, reason: DaguerreError) -> None:
         super().__init__(reason.message)

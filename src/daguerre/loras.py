@@ -11,7 +11,7 @@ from msgspec import Meta
 from daguerre import adapterfile, editions, layernames, shelf
 from daguerre.catalog import Model
 from daguerre.editions import Edition
-from daguerre.errors import CatalogError, FieldError, InvalidRecipe, LoraIncompatible, LoraNotFound
+from daguerre.errors import CatalogError, FieldError, InvalidRecipe, LoraIncompatible, LoraMisfit, LoraNotFound
 from daguerre.recipe import Draft, LoraUse
 
 FOLDER = "loras"  # within weights
@@ -83,20 +83,24 @@ class Loras(shelf.Shelf[Entry, Lora]):
         """The LoRAs that a draft names, held against the model by their headers.
 
         Raises:
-            InvalidRecipe: one is unknown, broken, named twice or does not fit the model.
+            LoraMisfit: one is broken or does not fit the model.
+            InvalidRecipe: one is unknown or named twice.
         """
         found: dict[str, Lora] = {}
         errors: list[FieldError] = []
+        kind: type[InvalidRecipe] = LoraMisfit
         for place, wish in enumerate(draft.loras):
             if wish.name in found:
                 errors.append(FieldError(f"loras[{place}]", f"LoRA {wish.name!r} is named twice"))
+                kind = InvalidRecipe
             try:
                 found[wish.name] = self.find(wish.name)
                 check(found[wish.name], model)
             except (LoraNotFound, LoraIncompatible) as error:
                 errors.append(FieldError(f"loras[{place}]", error.message))
+                kind = kind if isinstance(error, LoraIncompatible) else InvalidRecipe
         if errors:
-            raise InvalidRecipe(errors)
+            raise kind(errors)
         return found
 
     def check_some(self, lora: Lora, models: Iterable[Model]) -> None:

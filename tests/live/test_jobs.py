@@ -103,7 +103,7 @@ def test_not_done_yet_then_called_off(client: httpx.Client) -> None:
     assert client.post(job["links"]["cancel"]).json() == {"cancelled": True}
     assert client.delete(job["links"]["self"]).json() == {"cancelled": False}
     late = client.get(job["links"]["result"])
-    assert (late.status_code, late.json()["code"]) == (409, "cancelled")
+    assert (late.status_code, late.json()["code"], late.json()["title"]) == (409, "cancelled", "Job cancelled")
     assert client.get(job["links"]["self"]).json()["status"] == "cancelled"
 
 

@@ -88,6 +88,8 @@ def test_refusals(ask: Callable[..., httpx.Response], fields: dict[str, Any], fi
     (error,) = answer.json()["errors"]
     assert error["field"] == field
     assert told in error["message"]
+    misfits = ("does not fit", "no safetensors file")
+    assert answer.json()["code"] == ("lora_incompatible" if told.startswith(misfits) else "invalid_recipe")
     assert "/loras/" not in answer.text
     assert ask().status_code == 200
 

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -236,3 +237,19 @@ def test_stopping_in_some_states(tmp_path: Path) -> None:
 def test_stopping_in_every_state(tmp_path: Path) -> None:
     """One after the other, on the same folders."""
     _stop_in(STATES, tmp_path)
+
+
+def test_who_asks_while_it_drains_is_told_so(tmp_path: Path) -> None:
+    """The port is open until the last job has ended: a balancer reads 503 and goes elsewhere."""
+    with serving(tmp_path / "outputs", grace_timeout="6") as live, live.ask() as client:
+        live.wait_ready()
+        _queue(live, LONG)
+        live.wait_for(lambda health: health["queue"]["running"])
+        live.process.send_signal(signal.SIGTERM)
+        while (told := client.get("/readyz")).status_code == 200:
+            time.sleep(0.02)
+        for answer in (told, client.post("/v1/jobs", json=SHORT), client.post("/generate", json=SHORT)):
+            assert (answer.status_code, answer.json()["code"]) == (503, "draining")
+            assert int(answer.headers["retry-after"]) >= 1
+        assert client.get("/ping").status_code == 200
+        assert live.process.wait(40) == 0

@@ -36,6 +36,8 @@ def test_waiting_and_running_have_a_limit_each(tmp_path: Path) -> None:
         late = _end(client, running)
         assert (late["status"], late["error"]["code"]) == ("failed", "timeout")
         assert late["started_at"] is not None
+        told = client.get(late["links"]["result"])
+        assert (told.status_code, told.json()["title"], told.json()["code"]) == (409, "Job failed", "timeout")
         assert client.post("/generate", json=SHORT).status_code == 200
 
 

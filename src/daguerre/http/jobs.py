@@ -13,7 +13,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from daguerre.answers import Cancellation, JobPage, QueuedJob, QueueStatus, Task, TaskProgress, TaskResult
-from daguerre.errors import FieldError, InvalidRecipe, NoPicture, ResultExpired
+from daguerre.errors import FieldError, InvalidRecipe, JobCancelled, NoPicture, ResultExpired
 from daguerre.http import wire
 from daguerre.http.exchange import (
     accepted,
@@ -88,7 +88,7 @@ async def result(request: Request[State]) -> Response:
         wait = max(1, math.ceil(min(60.0, service.place(found).eta)))
         return job_json(request, found, 202, {"retry-after": str(wait)})
     if found.status is not Status.SUCCEEDED:
-        raise NoPicture(service.error(found))
+        raise JobCancelled if found.status is Status.CANCELLED else NoPicture(service.error(found))
     image = picture_at(request, found)
     path = request.state["files"].find(image.filename)
     if path is None:

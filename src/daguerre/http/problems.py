@@ -14,6 +14,7 @@ from daguerre.errors import DaguerreError, Forbidden, InvalidRecipe, Unauthentic
 STATUSES: dict[type[DaguerreError], tuple[int, str]] = {
     errors.MalformedBody: (400, "Malformed body"),
     errors.InvalidRecipe: (422, "Invalid recipe"),
+    errors.LoraMisfit: (422, "LoRA does not fit"),
     errors.BodyTooLarge: (413, "Body too large"),
     errors.UnsupportedMediaType: (415, "Unsupported media type"),
     errors.NotAcceptable: (406, "Not acceptable"),
@@ -45,7 +46,7 @@ STATUSES: dict[type[DaguerreError], tuple[int, str]] = {
     errors.ClientLimit: (429, "Too many jobs"),
     errors.AuthUnavailable: (503, "Credentials cannot be checked"),
     errors.Draining: (503, "Shutting down"),
-    errors.NoPicture: (409, "No picture"),
+    errors.NoPicture: (409, "Job failed"),
     errors.JobCancelled: (409, "Job cancelled"),
     errors.JobTimeout: (504, "Out of time"),
     errors.JobFailed: (500, "Generation failed"),

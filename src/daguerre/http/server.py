@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import errno
 import logging
+import math
 import resource
 import signal
 import time
@@ -67,13 +68,17 @@ class Server(uvicorn.Server):
         log.info("listening on %s", f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
 
     async def shutdown(self, sockets: list[Any] | None = None) -> None:
-        """Closes the port at once, then waits for the jobs, then for the connections."""
-        draining = asyncio.ensure_future(self._end_streams())
+        """Waits for the jobs, while who asks is still told that the server drains; then closes port and connections."""
+        began = time.monotonic()
+        await self._drain()
+        for server in self.servers:
+            server.close()
+        await self._end_streams()
+        left = (self.config.timeout_graceful_shutdown or 0) - (time.monotonic() - began)
+        self.config.timeout_graceful_shutdown = max(1, math.ceil(left))
         await super().shutdown(sockets)
-        await draining
 
     async def _end_streams(self) -> None:
-        await self._drain()
         await asyncio.sleep(LAST_WORDS)
         for connection in list(self.server_state.connections):
             if isinstance(connection, StreamProtocol):

@@ -116,7 +116,7 @@ def error(kind: type[DaguerreError]) -> DaguerreError:
         case errors.ModelNotPulled:
             return errors.ModelNotPulled("sdxl-base")
         case errors.NoPicture:
-            return errors.NoPicture(errors.JobCancelled())
+            return errors.NoPicture(errors.JobTimeout())
         case errors.Unauthenticated:
             return errors.Unauthenticated("none")
         case errors.Forbidden:

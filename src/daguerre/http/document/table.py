@@ -151,7 +151,7 @@ TABLE: dict[str, Operation] = {
             _json(WireJob, "There is none yet.", "X-Job-Id", "Cache-Control", "Retry-After", status=202),
         ),
         parameters=(ID, INDEX),
-        raised=(*UNKNOWN, errors.NoPicture, errors.RouteNotFound, errors.InvalidRecipe),
+        raised=(*UNKNOWN, errors.NoPicture, errors.JobCancelled, errors.RouteNotFound, errors.InvalidRecipe),
     ),
     "GET /v1/jobs/{id}/events": Operation(
         "A job followed as it happens: its present state, then each change, as server-sent events.",
