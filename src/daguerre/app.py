@@ -31,6 +31,7 @@ from daguerre.http.proxies import Proxies, networks
 from daguerre.http.routes import ROUTES
 from daguerre.http.state import State
 from daguerre.job import Job
+from daguerre.jobs import pictures
 from daguerre.jobs.acceptance import Limits
 from daguerre.jobs.allowances import Allowances
 from daguerre.jobs.deadlines import Timeouts
@@ -199,7 +200,10 @@ class Daguerre(Starlette):
                 await webhooks.recover()
             engine.start(preload=self._catalog.model())
             collecting = garbage.collect_for_ever(lambda: not service.unfinished_count)
-            endless = [loop.create_task(work) for work in (dispatch.feed(), service.remind(), collecting)]
+            works = [dispatch.feed(), service.remind(), collecting]
+            if settings.files_ttl:
+                works.append(pictures.expire_for_ever(files, settings.files_ttl))
+            endless = [loop.create_task(work) for work in works]
             retries = Retries(service)
             lag = LoopLag(self._metrics.loop_lag.observe)
             yield State(

@@ -81,8 +81,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     least_disk: Annotated[int, Meta(ge=0)] = 256 * 1024 * 1024
     #: queued answers POST /generate with 202 and the job, as if each client had asked for that.
     generate_default: Literal["sync", "queued"] = "sync"
-    #: How long a finished job's result is kept; its picture files stay.
+    #: How long a finished job's result is kept; its picture files stay, or go by files_ttl.
     result_ttl: Seconds = 3600.0
+    #: How long picture files stay; 0: until somebody removes them.
+    files_ttl: Annotated[float, Meta(ge=0)] = 0.0
     #: What webhooks are signed with, at least 16 characters; without it there are none.
     webhook_secret: Annotated[str, Meta(pattern=r"^(.{16,})?$")] = ""
     #: How often a webhook is tried.

@@ -268,6 +268,25 @@ def test_results_expire(tmp_path: Path) -> None:
         assert client.get(f"/outputs/{name}").status_code == 200
 
 
+def test_files_go_after_their_own_time(tmp_path: Path) -> None:
+    """The job still tells of its picture; whoever fetches it is told that it has gone."""
+    with serving(tmp_path / "outputs", files_ttl="1") as live, live.ask() as client:
+        live.wait_ready()
+        job = _until_final(client, client.post("/v1/jobs", json=SMALL).json()["id"])
+        (live.outputs / "mine.png").write_bytes(b"a file that the server has not written")
+        (image,) = job["images"]
+        client.get(image["thumbnail_url"])
+        end = time.monotonic() + 30
+        while client.get(image["url"]).status_code == 200:
+            assert time.monotonic() < end
+            time.sleep(0.1)
+        assert client.get(image["url"]).status_code == 404
+        assert client.get(image["thumbnail_url"]).status_code == 404
+        gone = client.get(f"/result/{job['id']}")
+        assert (gone.status_code, gone.json()["code"]) == (410, "expired")
+        assert [path.name for path in live.outputs.iterdir() if path.is_file()] == ["mine.png"]
+
+
 def test_a_full_disk_refuses_before_it_hurts(tmp_path: Path) -> None:
     """With 503 and when to come again; readiness says so, too. None of it waits for the model."""
     with serving(tmp_path / "outputs", least_disk=str(2**60)) as live, live.ask() as client:

@@ -116,7 +116,8 @@ class Conditioning:
             return conditioning._encode(msgspec.structs.replace(recipe, **prompts), is_guided)
 
     def _encode(self, recipe: Recipe, is_guided: bool) -> Embeddings:
-        shortened.check(self._pipe.text_encoder, recipe.clip_skip)
+        skip = shortened.at_most(self._pipe.text_encoder, recipe.clip_skip)
+        recipe = msgspec.structs.replace(recipe, clip_skip=skip)
         if recipe.prompt_syntax == "plain":
             return self._encode_plain(recipe, recipe.prompt, recipe.negative_prompt, is_guided)
         if recipe.prompt_syntax == "a1111":

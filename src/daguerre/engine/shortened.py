@@ -2,34 +2,22 @@
 
 from typing import Any
 
-from daguerre.errors import FieldError, InvalidRecipe
 
-
-def check(encoder: Any, skip: int) -> None:
-    """Holds that an encoder has more layers than are to be left out.
-
-    Raises:
-        InvalidRecipe: it has not.
-    """
-    layers = encoder.config.num_hidden_layers
-    if skip >= layers:
-        raise InvalidRecipe([FieldError("clip_skip", f"must be less than {layers} for this model")])
+def at_most(encoder: Any, skip: int) -> int:
+    """How many of an encoder's last layers are left out, so that one stays."""
+    return min(skip, int(encoder.config.num_hidden_layers) - 1)
 
 
 class Shortened:
-    """A CLIP text encoder whose last ``skip`` layers are left out, asked as the encoder itself is.
+    """A CLIP text encoder whose last ``skip`` layers are left out, but for its first; asked as the encoder itself is.
 
     With the meaning that diffusers documents: 1 is the output of the layer before the last. ``last_hidden_state`` has
     gone through the encoder's final norm, the ``hidden_states`` have not; the pooled embedding is that of all layers.
-
-    Raises:
-        InvalidRecipe: the encoder has no more layers than are to be left out.
     """
 
     def __init__(self, encoder: Any, skip: int) -> None:
-        check(encoder, skip)
         self._encoder = encoder
-        self._skip = skip
+        self._skip = at_most(encoder, skip)
 
     @property
     def device(self) -> Any:

@@ -1,5 +1,6 @@
 """Owns finished pictures: pixels to a file that says how it was made, under the name that a job's picture has."""
 
+import asyncio
 import contextlib
 import hashlib
 import time
@@ -13,6 +14,15 @@ from daguerre.store.files import Files, thumbnail_name
 
 #: Of the JPEGs that previews are.
 PREVIEW_QUALITY = 80
+#: Seconds between two looks for files whose time is over, at most.
+LOOK_EVERY = 600.0
+
+
+async def expire_for_ever(files: Files, ttl: float) -> None:
+    """Removes picture files that are older than so many seconds, from time to time."""
+    while True:
+        await asyncio.to_thread(files.drop_older, time.time() - ttl)
+        await asyncio.sleep(min(ttl, LOOK_EVERY))
 
 
 def encode(pixels: imaging.Pixels, recipe: Recipe, seed: int, safety: SafetyResult | None = None) -> bytes:

@@ -129,6 +129,13 @@ class Files:
             if found is not None and found[2] in came and found[1] >= came[found[2]]:
                 self._remove(path)
 
+    def drop_older(self, moment: float) -> None:
+        """Removes the pictures of jobs that were written before then, in seconds since 1970."""
+        for path in self._folder.iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                if _OF_JOB.fullmatch(path.name) and path.lstat().st_mtime < moment:
+                    self._remove(path)
+
     def _remove(self, path: Path) -> None:
         # In this order: who makes a thumbnail looks for the picture afterwards.
         path.unlink(missing_ok=True)
