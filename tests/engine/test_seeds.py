@@ -44,6 +44,17 @@ def test_a_reproducible_picture_is_the_same_in_any_company(models: Catalog, name
     assert alone[mine.id].picture.tobytes() == in_company[mine.id].picture.tobytes()
 
 
+@pytest.mark.parametrize("name", tiny.BUILDERS)
+def test_each_picture_of_a_job_is_that_of_its_seed(models: Catalog, name: str) -> None:
+    """To the byte, on a CPU where nobody else paints."""
+    model = models.model(name)
+    together = job(model, "a pier", seed=11, count=3)
+    with Darkroom() as darkroom:
+        pictures = darkroom.paint(together).pictures
+        singles = [darkroom.paint(job(model, "a pier", seed=11 + index)).picture for index in range(3)]
+    assert [pictures[index].tobytes() for index in range(3)] == [picture.tobytes() for picture in singles]
+
+
 def test_the_largest_seed(models: Catalog) -> None:
     """2**63 - 1 is a seed as any other."""
     mine = job(models.model("sd15"), "a pier", seed=2**63 - 1)

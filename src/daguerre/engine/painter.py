@@ -285,7 +285,7 @@ class Painter:
 
     def _step(self) -> None:
         """One forward for the calls that the scheduler picks, and their runs go on with its output."""
-        waiting = [self._running[run].waiting(call) for run, call in self._calls.items()]
+        waiting = [self._running[run].waiting(call, self._device) for run, call in self._calls.items()]
         picked = self._scheduler.pick(waiting, time.monotonic())
         calls = [self._calls.pop(_run_of(waiting)) for waiting in picked]
         aside = [run for run in self._calls if self._running[run].last_forward == self._forwards > 0]

@@ -3,6 +3,8 @@
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 
+import torch
+
 from daguerre.catalog import Model
 from daguerre.engine.adapter_cache import Hosted
 from daguerre.engine.ip_adapters import HostedIpAdapter
@@ -82,10 +84,13 @@ class Painting:
             is_urgent=self.submission.is_urgent,
         )
 
-    def waiting(self, call: Call) -> Waiting:
+    def waiting(self, call: Call, device: torch.device) -> Waiting:
         """One of its calls as the scheduler sees it."""
-        # A reproducible run shares no forward: its rows then always lie in a batch of the same size.
-        is_alone = call.key is None or self.submission.recipe.reproducible
+        recipe = self.submission.recipe
+        # A run that shares no forward has its rows in a batch of the same size always, and so gives the same bytes.
+        # That is promised of reproducible ones. Of several pictures of one job it is promised that each is what its
+        # seed alone would give: on a CPU, where sharing hardly pays, to the byte.
+        is_alone = call.key is None or recipe.reproducible or (recipe.count > 1 and device.type == "cpu")
         return Waiting(
             run=call.run,
             key=(*self.kind, id(call.run)) if is_alone else call.key,
