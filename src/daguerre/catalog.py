@@ -205,14 +205,17 @@ class Catalog:
             self._models[name] = now
 
     def _refresh(self) -> None:
-        stamp = _stamp(self._weights, self._broken)
-        if stamp == self._stamp:
-            return
+        before = dict(vars(self))
         try:
+            stamp = _stamp(self._weights, self._broken)
+            if stamp == self._stamp:
+                return
             self._read()
         except CatalogError as error:  # what was read before stays in service
             self._stamp = stamp
             log.warning("%s", error)
+        except OSError:  # whoever cannot look has seen no change
+            vars(self).update(before)
         else:
             for problem in self._problems():
                 log.warning("%s", problem)
@@ -242,6 +245,8 @@ class Catalog:
                 self._broken[name] = f"{self._tables.place('models', name)}{error}"
                 continue
             except OSError as error:  # it is being taken away at this moment, or is not ours to read
+                if editions.is_exhausted(error):
+                    raise
                 self._broken[name] = f"its files cannot be read: {error.strerror}"
                 continue
             if model is not None:
@@ -259,12 +264,18 @@ def _paths(weights: Path) -> list[Path]:
 
 
 def _stamp(weights: Path, broken: Mapping[str, str]) -> tuple[Any, ...]:
-    """Something that differs when the folder has changed. Of broken models every file counts: somebody is mending."""
+    """Something that differs when the folder has changed. Of broken models every file counts: somebody is mending.
+
+    Raises:
+        OSError: nobody can look now.
+    """
     try:
         with os.scandir(weights) as found:
             shelf = sorted((entry.name, *editions.mark(entry.stat())) for entry in found)
         files = [editions.mark(path.stat()) for name in broken for path in (weights / name).rglob("*")]
-    except OSError:
+    except OSError as error:
+        if editions.is_exhausted(error):
+            raise
         return ()
     return shelf, files
 

@@ -4,6 +4,7 @@ Nothing is read for it: names, sizes, times of change and inodes tell one editio
 """
 
 import contextlib
+import errno
 import os
 import time
 from collections.abc import Iterable, Iterator
@@ -38,6 +39,11 @@ def take(places: Iterable[Path], *settings: object) -> Edition:
     taken = time.monotonic()
     files = sorted(file for place in places for file in _files(place))
     return Edition((*files, *settings), taken)
+
+
+def is_exhausted(error: OSError) -> bool:
+    """Whether no descriptor is left: then files cannot be looked at, which says nothing of them."""
+    return error.errno in (errno.EMFILE, errno.ENFILE)
 
 
 def mark(stat: os.stat_result) -> tuple[int, int, int]:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from daguerre import editions
 from daguerre.errors import CatalogError
 
 KINDS = ("models", "vaes", "loras", "ip_adapters", "safety_checkers", "styles")
@@ -103,12 +104,15 @@ def read(shipped: Path, own: Path) -> Tables:
 
     Raises:
         CatalogError: the user's file cannot be read at all.
+        OSError: nobody can look now.
     """
     try:
         text = own.read_text()
     except FileNotFoundError:
         text = ""
-    except (OSError, ValueError):
+    except (OSError, ValueError) as error:
+        if isinstance(error, OSError) and editions.is_exhausted(error):
+            raise
         raise CatalogError(f"{own.name} cannot be read as text") from None
     return Tables(tomllib.loads(shipped.read_text()), text, own.name)
 

@@ -64,10 +64,16 @@ class Shelf(ABC, Generic[E, T]):
         """
 
     def _refresh(self) -> None:
-        stamp = _stamp(self._weights / self.folder, self._weights / CATALOG_FILE)
-        if stamp == self._stamp:
-            return
-        self._stamp = stamp
+        before = dict(vars(self))
+        try:
+            stamp = _stamp(self._weights / self.folder, self._weights / CATALOG_FILE)
+            if stamp != self._stamp:
+                self._stamp = stamp
+                self._read_all()
+        except OSError:  # whoever cannot look has seen no change
+            vars(self).update(before)
+
+    def _read_all(self) -> None:
         named: dict[str, E] = {}
         broken: dict[str, str] = {}
         if self.table is not None:
@@ -92,7 +98,9 @@ class Shelf(ABC, Generic[E, T]):
                 yield name, self._made(name, path, entry)
             except CatalogError as error:
                 self._broken[name] = str(error)
-            except OSError:
+            except OSError as error:
+                if editions.is_exhausted(error):
+                    raise
                 self._broken[name] = "it cannot be read"
         for file, (name, _) in entry_of.items():
             if file not in files:
@@ -113,8 +121,12 @@ def _stamp(folder: Path, catalog: Path) -> tuple[Any, ...]:
 
 def _listed(folder: Path) -> list[tuple[Any, ...]]:
     found: list[tuple[Any, ...]] = []
-    with contextlib.suppress(OSError), os.scandir(folder) as files:
-        for file in files:
-            with contextlib.suppress(OSError):  # a link to nothing costs no other
-                found.append((file.name, file.is_dir(), *editions.mark(file.stat())))
+    try:
+        with os.scandir(folder) as files:
+            for file in files:
+                with contextlib.suppress(OSError):  # a link to nothing costs no other
+                    found.append((file.name, file.is_dir(), *editions.mark(file.stat())))
+    except OSError as error:
+        if editions.is_exhausted(error):
+            raise
     return sorted(found)

@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from daguerre import editions
 from daguerre.errors import CatalogError
 
 #: Larger ones are no model's: FLUX needs 150 kB, SDXL in one file 350 kB.
@@ -59,11 +60,14 @@ def read_header(path: Path) -> Header:
 
     Raises:
         CatalogError: it is no whole safetensors file.
+        OSError: nobody can look now.
     """
     try:
         stat = path.stat()
         return _read_header(path, stat.st_mtime_ns, stat.st_ino, stat.st_size)
     except OSError as error:
+        if editions.is_exhausted(error):
+            raise
         raise CatalogError(f"{path.name} cannot be read: {error.strerror}") from None
 
 
@@ -248,12 +252,15 @@ def read_json(path: Path) -> dict[str, Any]:
 
     Raises:
         CatalogError: it is something else.
+        OSError: nobody can look now.
     """
     try:
         value = json.loads(path.read_text())
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, RecursionError):
+    except (OSError, ValueError, RecursionError) as error:
+        if isinstance(error, OSError) and editions.is_exhausted(error):
+            raise
         raise CatalogError(f"{path.parent.name}/{path.name} is not readable JSON") from None
     if not isinstance(value, dict):
         raise CatalogError(f"{path.parent.name}/{path.name} is not a JSON object")

@@ -1,9 +1,14 @@
 """The catalogue: what is in a weights folder, told from files alone; and what is not let in."""
 
+import contextlib
 import json
+import os
 import pickle
+import resource
 import shutil
 import struct
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +16,7 @@ import pytest
 
 from daguerre import catalog, weightfile
 from daguerre.errors import CatalogError, ModelNotFound, ModelNotPulled
+from daguerre.loras import Loras
 
 ROOT = Path(__file__).parent.parent.parent
 COMMON = ("model.diffusion_model.input_blocks.0.0.weight", "first_stage_model.decoder.conv_in.weight")
@@ -348,3 +354,39 @@ def test_what_changes_while_it_is_read_is_read_again(tmp_path: Path, monkeypatch
         found.model("model")
     monkeypatch.undo()
     assert found.model("model").is_here
+
+
+@contextlib.contextmanager
+def _no_descriptors() -> Iterator[None]:
+    """Not one file can be opened while it lasts."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 512), hard))
+    taken: list[int] = []
+    try:
+        with contextlib.suppress(OSError):
+            while True:
+                taken.append(os.dup(0))
+        yield
+    finally:
+        for descriptor in taken:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_whoever_cannot_look_has_seen_no_change(tmp_path: Path) -> None:
+    """Without descriptors all that was known stays so, whatever has changed meanwhile; then it is seen."""
+    _folder(tmp_path / "mine")
+    (tmp_path / "loras").mkdir()
+    lora = {"a.lora_down.weight": _tensor(0, 8, [1, 2]), "a.lora_up.weight": _tensor(8, 16, [2, 1])}
+    (tmp_path / "loras" / "ink.safetensors").write_bytes(_file(lora, 16))
+    found, loras = catalog.read(tmp_path, "mine"), Loras(tmp_path)
+    before, names = found.model(), [one.name for one in loras.loras]
+    assert names == ["ink"]
+    (tmp_path / "catalog.toml").write_text('[models.mine]\nsteps = 7\n[loras.pen]\nfile = "ink.safetensors"\n')
+    with _no_descriptors():
+        for _ in range(2):
+            time.sleep(catalog.GLANCE)
+            assert found.model() == before
+            assert [one.name for one in loras.loras] == names
+    assert found.model().steps == 7
+    assert [one.name for one in loras.loras] == ["pen"]

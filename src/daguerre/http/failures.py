@@ -1,6 +1,5 @@
 """Owns what is said of errors that reach the application: as problems, or as the dialect of the path tells its own."""
 
-import errno
 import logging
 from collections.abc import Callable
 
@@ -10,7 +9,7 @@ from starlette.responses import Response
 from starlette.routing import Match, Route
 from starlette.types import Receive, Scope, Send
 
-from daguerre import errors
+from daguerre import editions, errors
 from daguerre.errors import DaguerreError
 from daguerre.http import problems
 from daguerre.http.dialects import a1111, openai
@@ -42,7 +41,7 @@ async def on_error(request: Request, error: Exception) -> Response:
         return problems.answer(errors.RequestTimeout(), request_id)
     if isinstance(error, HTTPException):
         return _unserved(request, error, request_id)
-    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+    if isinstance(error, OSError) and editions.is_exhausted(error):
         log.error("request %s: %s", request_id, error.strerror)
         busy = errors.NotReady("the server has too many files open; try again in a moment")
         return problems.answer(busy, request_id)

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import errno
 import logging
 import math
 import resource
@@ -14,6 +13,7 @@ from typing import Any, Protocol
 import uvicorn
 from starlette.types import Receive, Scope, Send
 
+from daguerre import editions
 from daguerre.errors import SettingsError, StorageFailed
 from daguerre.http.connections import Config, StreamProtocol
 from daguerre.settings import Settings
@@ -41,7 +41,7 @@ class Exhaustion:
     def __call__(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """The loop's exception handler."""
         error = context.get("exception")
-        if not isinstance(error, OSError) or error.errno not in (errno.EMFILE, errno.ENFILE):
+        if not isinstance(error, OSError) or not editions.is_exhausted(error):
             loop.default_exception_handler(context)
         elif time.monotonic() - self._told_at > QUIET:
             self._told_at = time.monotonic()
