@@ -93,7 +93,7 @@ def _is_told(answer: httpx.Response, shelf: Path, *codes: tuple[int, str]) -> st
     assert answer.headers["content-type"] == "application/problem+json"
     assert str(shelf) not in answer.text
     assert "Traceback" not in answer.text
-    return str(problem.get("errors", problem["detail"]))
+    return str(problem["errors"] or problem["detail"])
 
 
 def _states(client: httpx.Client, kind: str) -> dict[str, str]:
@@ -105,7 +105,7 @@ def _as_lora(client: httpx.Client, shelf: Path, content: bytes) -> str:
     path = shelf / "loras" / "bad.safetensors"
     path.write_bytes(content)
     try:
-        told = _is_told(client.post("/generate", json=SMALL | {"loras": [{"name": "bad"}]}), shelf, BAD_RECIPE)
+        told = _is_told(client.post("/generate", json=SMALL | {"loras": [{"name": "bad"}]}), shelf, BAD_RECIPE, BAD_LORA)
         assert _states(client, "loras").get("bad", "disk") == "disk"
         return told
     finally:
@@ -137,7 +137,7 @@ def _as_checkpoint(client: httpx.Client, shelf: Path, content: bytes) -> str:
         path.unlink()
 
 
-BAD_RECIPE, BAD_MODEL = (422, "invalid_recipe"), (500, "bad_catalog")
+BAD_RECIPE, BAD_LORA, BAD_MODEL = (422, "invalid_recipe"), (422, "lora_incompatible"), (500, "bad_catalog")
 NO_MODEL, NO_LORA = (404, "model_not_found"), (404, "lora_not_found")
 
 
@@ -398,7 +398,7 @@ def test_names_that_are_paths(client: httpx.Client, shelf: Path, before: bytes, 
     own = catalog.read_text() if catalog.exists() else ""
     tables = f"[loras.away]\nfile = {json.dumps(name)}\n[models.away]\nrepo = 'tests/x'\nvae = {json.dumps(name)}\n"
     catalog.write_text(own + tables)
-    _is_told(client.post("/generate", json=SMALL | {"loras": [{"name": "away"}]}), shelf, BAD_RECIPE)
+    _is_told(client.post("/generate", json=SMALL | {"loras": [{"name": "away"}]}), shelf, BAD_RECIPE, BAD_LORA)
     answer = client.post("/generate", json=SMALL | {"model": "away"})
     _is_told(answer, shelf, BAD_MODEL, NO_MODEL, (404, "model_not_pulled"))
     catalog.write_text(own)
