@@ -105,7 +105,9 @@ def _as_lora(client: httpx.Client, shelf: Path, content: bytes) -> str:
     path = shelf / "loras" / "bad.safetensors"
     path.write_bytes(content)
     try:
-        told = _is_told(client.post("/generate", json=SMALL | {"loras": [{"name": "bad"}]}), shelf, BAD_RECIPE, BAD_LORA)
+        told = _is_told(
+            client.post("/generate", json=SMALL | {"loras": [{"name": "bad"}]}), shelf, BAD_RECIPE, BAD_LORA
+        )
         assert _states(client, "loras").get("bad", "disk") == "disk"
         return told
     finally:

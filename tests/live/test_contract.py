@@ -5,6 +5,7 @@ import io
 import json
 import re
 import socket
+import time
 from typing import Any
 
 import httpx
@@ -139,6 +140,8 @@ def test_sockets_have_request_ids_too(live: Live) -> None:
         assert refused.status_code == status
         assert refused.body is not None
         assert json.loads(refused.body)["request_id"] == refused.headers["x-request-id"]
+    time.sleep(0.5)  # what is told of it would have been told by now
+    assert not [line for line in live.log if "without completing handshake" in line]
 
 
 @pytest.mark.parametrize("flag", ["binary", "detach"])

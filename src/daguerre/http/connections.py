@@ -9,6 +9,7 @@ from typing import Any
 import h11
 import uvicorn
 from starlette.types import ASGIApp
+from uvicorn._types import ASGISendEvent
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.http11 import Request
@@ -111,6 +112,12 @@ class StreamProtocol(Patient, WebSocketsSansIOProtocol):
         else:
             self.handshake_initiated = self.handshake_complete = self.close_sent = True
             self._refuse()
+
+    async def send(self, message: ASGISendEvent) -> None:
+        """An answer instead of a WebSocket ends the handshake, too; uvicorn would log it as a mistake."""
+        await super().send(message)
+        if self.close_sent and self.initial_response is not None:
+            self.handshake_complete = True
 
     def _refuse(self) -> None:
         self.transport.write(_answer(MalformedRequest("The handshake of the WebSocket cannot be read.")))
