@@ -44,7 +44,7 @@ gpu: .venv/ready ## what cards are here, and whether torch can use them
 	@.venv/bin/daguerre doctor
 
 test: .venv/ready ## every test that needs neither GPU nor network (at most 15 minutes on 2 cores)
-	$(python) -m pytest -m "not long and not gpu" --numprocesses 2 --dist loadfile --durations 15 $(ARGS)
+	$(python) -m pytest -m "not long and not gpu" --numprocesses 3 --dist loadfile --durations 15 $(ARGS)
 
 test-long: .venv/ready ## the heavier suites too
 	$(python) -m pytest -m "not gpu" --timeout 3600 $(ARGS)

@@ -126,7 +126,7 @@ def _stop(live: Live) -> None:
     assert live.stop() == 0
 
 
-@pytest.mark.parametrize(("end", "spill_every"), [(_kill, "0.05"), (_stop, "3600")])
+@pytest.mark.parametrize(("end", "spill_every"), [(_kill, "0.05"), pytest.param(_stop, "3600", marks=pytest.mark.long)])
 def test_a_job_goes_on_in_the_next_process(tmp_path: Path, end: Callable[[Live], None], spill_every: str) -> None:
     """Where it was: its first steps are not computed again, and the picture is the one that a calm server paints.
 

@@ -61,6 +61,7 @@ def test_a_weight_of_nothing_changes_nothing(paint: Paint) -> None:
     assert difference(bare, paint("a lonely castle", 3, blueprint=0.0)) == 0
 
 
+@pytest.mark.long
 def test_the_style_is_there_by_its_weight(paint: Paint) -> None:
     """At 1 in nine pictures of ten, at 0 in none, at 0.5 in between; on prompts and seeds that it never saw."""
     places = [(prompt, 100 + place) for place, prompt in enumerate(PROMPTS)]
@@ -85,6 +86,7 @@ def test_the_object_comes_when_it_is_called(paint: Paint) -> None:
     assert max(uncalled + unknown) < IS_ABSENT, (uncalled, unknown)
 
 
+@pytest.mark.long
 def test_both_together(paint: Paint) -> None:
     """The style holds, and the balloon changes the sky of the blueprint more than its words do."""
     for place, prompt in enumerate(VIEWS[:2]):
