@@ -169,7 +169,7 @@ def _soaking(folder: Path, stop_seconds: float, seed: int, pause: float) -> Iter
 
 
 #: Kinds that take a second or two; the others are met by other tests, one by one.
-QUICK = (*(faultkinds.write_error, faultkinds.out_of_memory, faultkinds.clock_jump, faultkinds.no_descriptors),)
+QUICK = (faultkinds.write_error, faultkinds.out_of_memory, faultkinds.clock_jump, faultkinds.no_descriptors)
 
 
 @pytest.mark.timeout(600)
