@@ -89,9 +89,9 @@ def test_other_lengths_share_none(models: Catalog, name: str) -> None:
 
 @pytest.mark.parametrize("name", tiny_language.BUILDERS)
 def test_the_engine_shares_forwards(models: Catalog, name: str) -> None:
-    """By its own policy, and the pictures of a count among them."""
+    """By its own policy."""
     model = models.model(name)
-    jobs = [job(model, "a mill", steps=6, seed=seed, count=2) for seed in (0, 10)]
+    jobs = [job(model, "a mill", steps=6, seed=seed) for seed in (0, 1, 10, 11)]
     outcomes, rows = paint_all(jobs)
     assert_parity(jobs, outcomes)
     assert max(rows) > min(rows)

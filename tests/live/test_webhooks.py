@@ -164,7 +164,7 @@ def test_kills_lose_no_webhook(tmp_path: Path) -> None:
     """Whatever the process was doing: all that was accepted is told in the end; twice at most now and then."""
     with receiving() as receiver:
         ids: list[str] = []
-        for pause in (0.1, 0.4, 0.8):
+        for pause in (0.1, 0.6):
             with serving(tmp_path / "outputs", **SETTINGS) as live:
                 live.wait_ready()
                 ids += [_submit(live, receiver.url, seed=seed) for seed in range(4)]
