@@ -245,16 +245,10 @@ class WireEmbedding(msgspec.Struct, frozen=True):
     widths: tuple[int, ...]
 
 
-class ModeDefaults(msgspec.Struct, frozen=True):
+class ModeDefaults(ModelDefaults, frozen=True):
     """What a recipe of one mode gets that leaves these open and names no model."""
 
     model: str
-    width: int
-    height: int
-    steps: int
-    guidance_scale: float
-    negative_prompt: str
-    scheduler: str
     strength: float | None
     count: int
     format: Format

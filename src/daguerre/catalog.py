@@ -190,14 +190,14 @@ class Catalog:
     def _look_at(self, name: str) -> None:
         """Whose files are others than they were is read anew; the folder does not tell of what changes within it."""
         known, moment = self._models.get(name), time.monotonic()
-        if moment - self._looked.get(name, 0.0) < GLANCE:
+        if known is None or moment - self._looked.get(name, -GLANCE) < GLANCE:
             return
         self._looked[name] = moment
         try:
-            now = None if known is None else known.as_now()
+            now = known.as_now()
         except OSError:  # whoever cannot look has seen no change
             return
-        if now is None or now == known:
+        if now == known:
             return
         self._stamp = ()
         self._refresh()
@@ -205,17 +205,18 @@ class Catalog:
             self._models[name] = now
 
     def _refresh(self) -> None:
-        before = dict(vars(self))
+        before = None
         try:
             stamp = _stamp(self._weights, self._broken)
             if stamp == self._stamp:
                 return
+            before = dict(vars(self))
             self._read()
         except CatalogError as error:  # what was read before stays in service
             self._stamp = stamp
             log.warning("%s", error)
         except OSError:  # whoever cannot look has seen no change
-            vars(self).update(before)
+            vars(self).update(before or {})
         else:
             for problem in self._problems():
                 log.warning("%s", problem)

@@ -64,14 +64,15 @@ class Shelf(ABC, Generic[E, T]):
         """
 
     def _refresh(self) -> None:
-        before = dict(vars(self))
+        before = None
         try:
             stamp = _stamp(self._weights / self.folder, self._weights / CATALOG_FILE)
             if stamp != self._stamp:
+                before = dict(vars(self))
                 self._stamp = stamp
                 self._read_all()
         except OSError:  # whoever cannot look has seen no change
-            vars(self).update(before)
+            vars(self).update(before or {})
 
     def _read_all(self) -> None:
         named: dict[str, E] = {}

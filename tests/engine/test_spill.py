@@ -35,11 +35,17 @@ def _long(models: Catalog, model: str = "sd15", **fields: object) -> Submission:
     return replace(job(models.model(model), "a mill", steps=STEPS, **fields), is_durable=True)
 
 
-def _leave(spills: Spills, submission: Submission, every: float = NEVER, error: DaguerreError | None = None) -> None:
+def _leave(
+    spills: Spills,
+    submission: Submission,
+    every: float = NEVER,
+    error: DaguerreError | None = None,
+    step: int = DONE,
+) -> None:
     """A process that ends in the middle of this job, for that reason."""
 
     def react(engine: Engine, event: Event) -> None:
-        if isinstance(event, Stepped) and event.step == DONE:
+        if isinstance(event, Stepped) and event.step == step:
             engine.cancel(event.job_id, error or Draining())
 
     with Darkroom(react=react, spills=spills, spill_every=every) as darkroom:
@@ -143,6 +149,18 @@ def test_what_is_not_whole_counts_for_nothing(models: Catalog, tmp_path: Path, s
     assert (picture.tobytes(), more) == (expected.tobytes(), forwards - 2)
 
 
+def test_a_gap_is_not_closed_by_what_lay_behind_it(models: Catalog, tmp_path: Path) -> None:
+    """Parts of other lengths than before are written from the gap on; those behind it answer no other call."""
+    submission, spills = _long(models), Spills(tmp_path)
+    expected, forwards = _at_once(submission)
+    _leave(spills, submission, every=ALWAYS)
+    _parts(tmp_path)[1].unlink()
+    _leave(spills, submission, step=3)
+    picture, more = _go_on(spills, submission)
+    # One by one up to the gap, then two at once, and then those that were there before.
+    assert (picture.tobytes(), more) == (expected.tobytes(), forwards - DONE)
+
+
 def _other_weights(submission: Submission, tmp_path: Path) -> Submission:
     model = submission.model
     shutil.copytree(model.path, tmp_path / "other")  # the same, but who could tell without reading them
@@ -191,20 +209,33 @@ def test_only_unfinished_jobs_are_kept(tmp_path: Path) -> None:
     for job_id in ("one", "other"):
         spills.write(job_id, 0, 0, b"data", b"weights")
     spills.keep_only({"one"})
-    assert spills.read("one", 0, b"weights") == [b"data"]
-    assert spills.read("one", 0, b"other weights") == spills.read("other", 0, b"weights") == []
+    assert spills.read("one", 0, 0, b"weights") == b"data"
+    assert spills.read("one", 0, 0, b"other weights") is spills.read("other", 0, 0, b"weights") is None
 
 
 def test_a_record_from_disk_counts_like_any(tmp_path: Path) -> None:
     """It takes room among all records, and gives it back."""
     spilling = Spilling(Spills(tmp_path), NEVER)
-    spill = spilling.of("job", 0, b"")
+    spill = spilling.of("job", 0, bytes)
     assert spill is not None
     spill.write([(torch.ones(2),), (torch.zeros(2), torch.ones(3))])
     spilling.close()
     records = Records()
-    record = Record(records, Spilling(Spills(tmp_path), NEVER).of("job", 0, b""))
+    record = Record(records, Spilling(Spills(tmp_path), NEVER).of("job", 0, bytes))
     assert len(record) == 2
     assert records.held == (2 + 2 + 3) * 4
     record.drop()
+    assert records.held == 0
+
+
+def test_a_record_from_disk_that_finds_no_room_answers_nothing(tmp_path: Path) -> None:
+    """Not even with those of its outputs that would find some."""
+    spilling = Spilling(Spills(tmp_path), NEVER)
+    spill = spilling.of("job", 0, bytes)
+    assert spill is not None
+    spill.write([(torch.ones(2),), (torch.zeros(50),), (torch.ones(2),)])
+    spilling.close()
+    records = Records(budget=100)
+    record = Record(records, Spilling(Spills(tmp_path), NEVER).of("job", 0, bytes))
+    assert record.answer(torch.device("cpu")) is None
     assert records.held == 0

@@ -47,6 +47,7 @@ from daguerre.engine.watchdog import Watchdog
 from daguerre.errors import DaguerreError, Draining, JobCancelled, OutOfMemory
 from daguerre.references import IpAdapter
 from daguerre.telemetry.counters import Counters
+from daguerre.version import __version__
 
 log = logging.getLogger(__name__)
 
@@ -233,7 +234,8 @@ class Painter:
 
     def _record(self, painting: Painting, pipeline: Pipeline) -> Record:
         """Empty, or with what a process before this one left of the same picture."""
-        is_durable, made_with = painting.submission.is_durable, self._made_with(painting, pipeline)
+        made_with = partial(self._made_with, painting, pipeline)
+        is_durable = painting.submission.is_durable
         spill = self._spilling.of(painting.job_id, painting.index, made_with) if is_durable else None
         record = Record(self._records, spill)
         if len(record):
@@ -245,7 +247,8 @@ class Painter:
         submission = painting.submission
         looks = [(reference.digest, reference.scale) for reference in submission.seen]
         learned = [one.digest for one in submission.learned]
-        place = (str(self._device), str(self._residency.dtype), torch.__version__, diffusers.__version__)
+        versions = __version__, torch.__version__, diffusers.__version__
+        place = str(self._device), str(self._residency.dtype), versions
         return repr((pipeline.model.edition.files, painting.adapters_key, looks, learned, place)).encode()
 
     def _lap(self) -> None:

@@ -46,8 +46,8 @@ class Record:
         self._size = 0
         self._is_complete = True
         self._next = 0
-        for output in [] if spill is None else spill.read():
-            self._take(output)
+        # Up to the first that finds no room: what came after it would answer the wrong calls.
+        all(self._take(output) for output in ([] if spill is None else spill.read()))
 
     def __len__(self) -> int:
         return len(self._outputs)

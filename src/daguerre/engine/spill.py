@@ -6,7 +6,7 @@ calls from what is here. Only its thread of its own ever writes: nobody waits fo
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -32,11 +32,11 @@ class Spilling:
         self._every = every
         self._writer = ThreadPoolExecutor(1, "daguerre-spill")
 
-    def of(self, job_id: str, index: int, made_with: bytes) -> "Spill | None":
+    def of(self, job_id: str, index: int, made_with: Callable[[], bytes]) -> "Spill | None":
         """Where the outputs of a job's picture go; ``made_with`` tells all that they depend on beside the job."""
         if self._spills is None:
             return None
-        return Spill(self._spills, self._writer, self._every, job_id, index, made_with)
+        return Spill(self._spills, self._writer, self._every, job_id, index, made_with())
 
     def drop(self, job_id: str) -> None:
         """The job is done: what it cost need not be known any more."""
@@ -49,7 +49,10 @@ class Spilling:
 
 
 class Spill:
-    """The outputs of one picture, in their order, in as many parts as they were written in."""
+    """The outputs of one picture, in their order, in as many parts as they were written in.
+
+    A part is known by the number of its first output: one that was left behind a gap is never taken for the next.
+    """
 
     def __init__(
         self, spills: Spills, writer: ThreadPoolExecutor, every: float, job_id: str, index: int, made_with: bytes
@@ -60,14 +63,14 @@ class Spill:
         self._picture = job_id, index
         self._made_with = made_with
         self._written = 0  # outputs
-        self._parts = 0
         self._since = time.monotonic()
 
     def read(self) -> list[Output]:
         """What a process before this one left."""
-        found = self._spills.read(*self._picture, self._made_with)
-        outputs = [output for part in found for output in _outputs(part)]
-        self._parts, self._written = len(found), len(outputs)
+        outputs: list[Output] = []
+        while (part := self._spills.read(*self._picture, len(outputs), self._made_with)) is not None:
+            outputs += _outputs(part)
+        self._written = len(outputs)
         return outputs
 
     def offer(self, outputs: Sequence[Any]) -> None:
@@ -83,16 +86,16 @@ class Spill:
         copied = torch.cuda.Event() if torch.cuda.is_initialized() else None
         if copied is not None:
             copied.record()  # they may still be on their way to host memory
-        self._writer.submit(self._write, self._parts, new, copied)
-        self._written, self._parts, self._since = len(outputs), self._parts + 1, time.monotonic()
+        self._writer.submit(self._write, self._written, new, copied)
+        self._written, self._since = len(outputs), time.monotonic()
 
-    def _write(self, part: int, outputs: list[Output], copied: "torch.cuda.Event | None") -> None:
+    def _write(self, first: int, outputs: list[Output], copied: "torch.cuda.Event | None") -> None:
         if copied is not None:
             copied.synchronize()
         named = {f"{call}.{place}": tensor for call, one in enumerate(outputs) for place, tensor in enumerate(one)}
         data = safetensors.torch.save({name: tensor.contiguous() for name, tensor in named.items()})
         try:
-            self._spills.write(*self._picture, part, data, self._made_with)
+            self._spills.write(*self._picture, first, data, self._made_with)
         except OSError as error:
             log.warning("job %s: its steps could not be kept on disk: %s", self._picture[0], error.strerror)
 

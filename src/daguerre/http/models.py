@@ -2,6 +2,7 @@
 
 from typing import get_args
 
+import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -79,7 +80,7 @@ async def capabilities(request: Request[State]) -> Response:
     body = Capabilities(
         modes={mode: [model.name for model in here if mode in model.modes] for mode in get_args(recipe.Mode)},
         defaults={
-            mode: _defaults(model, mode) for model in here if _is_default(request, model) for mode in model.modes
+            mode: _mode_defaults(model, mode) for model in here if _is_default(request, model) for mode in model.modes
         },
         formats=get_args(recipe.Format),
         prompt_syntaxes=get_args(recipe.PromptSyntax),
@@ -110,17 +111,16 @@ def _is_default(request: Request[State], model: Model) -> bool:
     return model.name == request.state["settings"].default_model
 
 
-def _defaults(model: Model, mode: str) -> ModeDefaults:
+def _defaults(model: Model) -> ModelDefaults:
     width, height = model.native_size
+    return ModelDefaults(width, height, model.steps, model.guidance_scale, model.negative_prompt, model.scheduler)
+
+
+def _mode_defaults(model: Model, mode: str) -> ModeDefaults:
     draft = recipe.Draft(prompt="any")
     return ModeDefaults(
+        **msgspec.structs.asdict(_defaults(model)),
         model=model.name,
-        width=width,
-        height=height,
-        steps=model.steps,
-        guidance_scale=model.guidance_scale,
-        negative_prompt=model.negative_prompt,
-        scheduler=model.scheduler,
         strength=None if mode == "txt2img" else recipe.STRENGTH,
         count=draft.count,
         format=recipe.FORMAT,
@@ -144,7 +144,6 @@ def _wire(request: Request[State], model: Model) -> WireModel:
     state = request.state
     status = state["models"].status(model)
     ready = state["dispatch"].state.ready
-    width, height = model.native_size
     return WireModel(
         id=model.name,
         object="model",
@@ -156,18 +155,11 @@ def _wire(request: Request[State], model: Model) -> WireModel:
         modes=model.modes,
         default=_is_default(request, model),
         state=state["models"].place(model),
-        native_size=(width, height),
+        native_size=model.native_size,
         size_factor=model.size_factor,
         max_area=model.max_area,
         bytes=model.elements * (4 if ready is None or ready.dtype == "float32" else 2),
-        defaults=ModelDefaults(
-            width=width,
-            height=height,
-            steps=model.steps,
-            guidance_scale=model.guidance_scale,
-            negative_prompt=model.negative_prompt,
-            scheduler=model.scheduler,
-        ),
+        defaults=_defaults(model),
         schedulers=model.schedulers,
         progress=ModelProgress(status.stage, status.done, status.total) if status.stage else None,
         error=Failure(status.error.code, status.error.message) if status.error is not None else None,

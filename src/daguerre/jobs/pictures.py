@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import hashlib
+import logging
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -11,6 +12,8 @@ from daguerre import imaging, infotext
 from daguerre.job import Image, SafetyResult
 from daguerre.recipe import Recipe
 from daguerre.store.files import Files, thumbnail_name
+
+log = logging.getLogger(__name__)
 
 #: Of the JPEGs that previews are.
 PREVIEW_QUALITY = 80
@@ -21,8 +24,11 @@ LOOK_EVERY = 600.0
 async def expire_for_ever(files: Files, ttl: float) -> None:
     """Removes picture files that are older than so many seconds, from time to time."""
     while True:
-        await asyncio.to_thread(files.drop_older, time.time() - ttl)
-        await asyncio.sleep(min(ttl, LOOK_EVERY))
+        try:
+            await asyncio.to_thread(files.drop_older, time.time() - ttl)
+        except OSError as error:
+            log.warning("picture files whose time is over could not be removed: %s", error.strerror)
+        await asyncio.sleep(max(1.0, min(ttl, LOOK_EVERY)))
 
 
 def encode(pixels: imaging.Pixels, recipe: Recipe, seed: int, safety: SafetyResult | None = None) -> bytes:

@@ -18,13 +18,13 @@ class Spills:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def write(self, job_id: str, index: int, part: int, data: bytes, made_with: bytes) -> None:
-        """Keeps the next part of picture ``index``. It is given again only to who names what it was made with.
+    def write(self, job_id: str, index: int, first: int, data: bytes, made_with: bytes) -> None:
+        """Keeps a part of picture ``index``, from its ``first`` step on, for who names what it was made with.
 
         Raises:
             OSError: the disk is full, and the like.
         """
-        path = self._path(job_id, index, part)
+        path = self._path(job_id, index, first)
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_suffix(_UNFINISHED)
         try:
@@ -37,17 +37,14 @@ class Spills:
                 unfinished.unlink()
             raise
 
-    def read(self, job_id: str, index: int, made_with: bytes) -> list[bytes]:
-        """The parts of a picture in their order, as far as they are whole and were made with the same."""
-        parts: list[bytes] = []
-        with contextlib.suppress(OSError):
-            while (path := self._path(job_id, index, len(parts))).exists():
-                whole = memoryview(path.read_bytes())
-                size = hashlib.sha256().digest_size
-                if whole[:size] != _digest(whole[size:], made_with):
-                    break
-                parts.append(bytes(whole[size:]))
-        return parts
+    def read(self, job_id: str, index: int, first: int, made_with: bytes) -> bytes | None:
+        """The part of a picture that begins at that step, if it is whole and was made with the same."""
+        try:
+            whole = self._path(job_id, index, first).read_bytes()
+        except OSError:
+            return None
+        size = hashlib.sha256().digest_size
+        return whole[size:] if whole[:size] == _digest(whole[size:], made_with) else None
 
     def drop(self, job_id: str) -> None:
         """Removes all parts of a job."""
@@ -60,9 +57,9 @@ class Spills:
                 if place.name not in job_ids:
                     self.drop(place.name)
 
-    def _path(self, job_id: str, index: int, part: int) -> Path:
-        return self._folder / job_id / f"{index}-{part}.safetensors"
+    def _path(self, job_id: str, index: int, first: int) -> Path:
+        return self._folder / job_id / f"{index}-{first}.safetensors"
 
 
-def _digest(data: "bytes | memoryview", made_with: bytes) -> bytes:
+def _digest(data: bytes, made_with: bytes) -> bytes:
     return hashlib.sha256(made_with + hashlib.sha256(data).digest()).digest()
